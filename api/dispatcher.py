@@ -1,0 +1,56 @@
+"""Publish an order's chain without letting the broker hold the request.
+
+The order is stored; what cannot be published now is published by the sweeper. So a request waits for the broker at
+most ``PATIENCE`` seconds, and not at all while it was unreachable a moment ago.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+from celery import Celery
+from pybreaker import CircuitBreaker, CircuitBreakerError
+
+from shared.contracts.saga import Dispatch
+from shared.messaging.app import declare_topology
+from shared.messaging.broker import BROKER_ERRORS
+from shared.messaging.dispatch import dispatch
+from shared.telemetry.logs import get_logger, order_context
+
+PATIENCE = 0.8  # seconds
+_FAILURES = 2
+_REST = 5  # seconds
+_THREADS = 8
+
+log = get_logger(__name__)
+
+
+class Dispatcher:
+    """This process's way to the broker."""
+
+    def __init__(self, celery: Celery) -> None:
+        self._celery = celery
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="dispatch")
+        self._breaker = CircuitBreaker(fail_max=_FAILURES, reset_timeout=_REST, throw_new_error_on_trip=False)
+
+    def prepare(self) -> None:
+        """Declare the topology in the background, if the broker is there; whoever starts later does it again."""
+        self._pool.submit(declare_topology, self._celery)
+
+    def send(self, way: Dispatch) -> None:
+        """Publish, or leave it to the sweeper; never raises for a broker that is away."""
+        if self._celery.conf.task_always_eager:
+            dispatch(self._celery, way)
+            return
+        try:
+            with self._breaker.calling():
+                self._pool.submit(self._publish, way).result(PATIENCE)
+        except (*BROKER_ERRORS, TimeoutError, CircuitBreakerError) as error:
+            log.warning(
+                "dispatch_postponed",
+                order_id=way.waybill.order_id,
+                error=f"{type(error).__name__}: {error}",
+                effect="the sweeper will publish it",
+            )
+
+    def _publish(self, way: Dispatch) -> None:
+        with order_context(way.waybill.order_id, way.waybill.correlation_id):
+            dispatch(self._celery, way)

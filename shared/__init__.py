@@ -1,0 +1,1 @@
+"""What every service shares: settings, contracts, messaging, databases and telemetry."""

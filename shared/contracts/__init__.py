@@ -1,0 +1,1 @@
+"""The agreements between services: queues, the saga's table, the waybill and the events."""

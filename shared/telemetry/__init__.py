@@ -1,0 +1,1 @@
+"""Logs and error reports: identifiers only, never a body, a token or an address."""

@@ -1,0 +1,1 @@
+"""Outside parties, simulated for development and tests; not shipped in production."""

@@ -1,0 +1,1 @@
+"""The tests, by kind: unit, eager, contract, integration, e2e."""
