@@ -48,7 +48,7 @@ worker_send_task_events = True  # Flower
 task_send_sent_event = False
 worker_enable_prefetch_count_reduction = True
 
-beat_scheduler = "celery.beat:Scheduler"  # two intervals need no schedule file
+beat_scheduler = "shared.messaging.beat:PatientScheduler"
 beat_schedule = {
     "sweep": {"task": str(TaskName.SWEEP), "schedule": _settings.sweep_every},
     "reconcile": {"task": str(TaskName.RECONCILE), "schedule": _settings.reconcile_every},

@@ -68,7 +68,7 @@ def embedded_stack(chosen: Settings) -> Iterator[Settings]:
         stack.enter_context(_thread(lambda: _beat(app, stopping), stopping.set))
         from workers.orders.desk import dlq  # noqa: PLC0415 - as above
 
-        stack.enter_context(remote.serve(remote.socket_of(chosen), dlq, app))
+        stack.enter_context(remote.serve(remote.address_file(chosen), dlq, app))
         server = make_server(
             chosen.api_host, chosen.port, create_app(celery=app), threaded=True, request_handler=_Http11
         )

@@ -58,7 +58,7 @@ def make_commands(records: OrderRecords) -> click.Group:
 
         Example: celery -A workers dlq list
         """
-        served = remote.socket_of(get_settings())
+        served = remote.address_file(get_settings())
         if get_settings().embedded and served.exists() and not remote.is_here():
             raise SystemExit(remote.forward(served, sys.argv[sys.argv.index("dlq") + 1 :]))
         context.obj = context.obj.app

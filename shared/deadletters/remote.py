@@ -1,12 +1,15 @@
 """The desk of an embedded stack: its dead letters live in that process, so the command runs there.
 
-The stack listens on a socket below ``VAR_DIR`` that only its owner may open; ``celery -A workers dlq`` sends its
-arguments there and prints what comes back.
+The stack listens on a loopback port and keeps the number, with a key, in a file below ``VAR_DIR`` that only its owner
+may read; ``celery -A workers dlq`` sends its arguments there and prints what comes back. (A Unix socket would do, were
+its path not limited to 100 bytes.)
 """
 
+import hmac
 import io
 import json
 import os
+import secrets
 import socket
 import socketserver
 import sys
@@ -24,15 +27,16 @@ from shared.deadletters.options import here
 from shared.settings import Settings
 from shared.telemetry.logs import get_logger
 
-_LONGEST_PATH = 100  # bytes; what a socket's address holds
+_LOOPBACK = "127.0.0.1"
+_CONNECT_TIMEOUT = 5  # seconds
+_LONGEST = 4_000_000  # bytes of a request; an edited waybill is part of it
 
 log = get_logger(__name__)
 
 
-def socket_of(settings: Settings) -> Path:
-    """Return where an embedded stack with these settings listens; relative where the whole path would not fit."""
-    path = settings.var_dir.absolute() / "embedded.sock"
-    return path if len(str(path)) < _LONGEST_PATH else Path(os.path.relpath(path))
+def address_file(settings: Settings) -> Path:
+    """Return the file in which an embedded stack with these settings says where it listens."""
+    return settings.var_dir.absolute() / "embedded.json"
 
 
 def forward(path: Path, args: Sequence[str]) -> int:
@@ -53,14 +57,16 @@ def _edit(path: Path, args: Sequence[str]) -> int:
 
 
 def _ask(path: Path, args: Sequence[str]) -> dict[str, Any]:
-    with socket.socket(socket.AF_UNIX) as client:
-        try:
-            client.connect(str(path))
-            client.sendall(json.dumps({"args": list(args), "here": str(Path.cwd())}).encode() + b"\n")
+    try:
+        address = json.loads(path.read_text())
+        with socket.create_connection((_LOOPBACK, address["port"]), _CONNECT_TIMEOUT) as client:
+            client.settimeout(None)  # a command takes as long as it takes
+            asked = {"key": address["key"], "args": list(args), "here": str(Path.cwd())}
+            client.sendall(json.dumps(asked).encode() + b"\n")
             return dict(json.loads(client.makefile().readline()))
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "it ended"
-            raise click.ClickException(f"{path}: no embedded stack answers there ({reason}).") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it ended"
+        raise click.ClickException(f"{path}: no embedded stack answers there ({reason}).") from error
 
 
 def _print(answer: dict[str, Any]) -> int:
@@ -79,18 +85,26 @@ def is_here() -> bool:
 
 @contextmanager
 def serve(path: Path, group: click.Group, app: Celery) -> Iterator[None]:
-    """Run commands of ``group`` for whoever connects, within the block; one at a time."""
+    """Run commands of ``group`` for whoever can read ``path``, within the block; one at a time."""
+    key = secrets.token_urlsafe()
 
     class Handler(socketserver.StreamRequestHandler):
+        timeout = _CONNECT_TIMEOUT
+
         def handle(self) -> None:
-            asked = json.loads(self.rfile.readline())
+            asked = json.loads(self.rfile.readline(_LONGEST))
+            if not hmac.compare_digest(str(asked.pop("key", "")).encode(), key.encode()):
+                return
             here.set(Path(asked["here"]))
             answer = _run(group, app, asked["args"])
             self.wfile.write(json.dumps(answer).encode() + b"\n")
 
-    path.unlink(missing_ok=True)
-    with socketserver.UnixStreamServer(str(path), Handler) as server:
-        path.chmod(0o600)
+    class Server(socketserver.TCPServer):
+        def handle_error(self, *_: Any) -> None:
+            log.warning("desk_request_failed", exc_info=True)
+
+    with Server((_LOOPBACK, 0), Handler) as server:
+        _write_privately(path, json.dumps({"port": server.server_address[1], "key": key}))
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
         thread.start()
         _serving.set()
@@ -101,6 +115,12 @@ def serve(path: Path, group: click.Group, app: Celery) -> Iterator[None]:
             server.shutdown()
             thread.join()
             path.unlink(missing_ok=True)
+
+
+def _write_privately(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+        file.write(text)
 
 
 def _run(group: click.Group, app: Celery, args: list[str]) -> dict[str, Any]:

@@ -37,7 +37,6 @@ def create_app(process: str, *services: str) -> Celery:
     @beat_init.connect(weak=False)
     def _start_beat(**_: Any) -> None:
         start_process("beat")
-        declare_topology(app)
 
     return app
 

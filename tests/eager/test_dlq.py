@@ -424,7 +424,7 @@ def test_an_embedded_stack_answers_from_outside(
     """Its letters live in its process: commands go there, the editor and its files stay with the operator."""
     task_id = desk.bury()
     monkeypatch.chdir(tmp_path)
-    path = remote.socket_of(replace(get_settings(), var_dir=tmp_path))
+    path = remote.address_file(replace(get_settings(), var_dir=tmp_path))
     with remote.serve(path, dlq, desk.saga.app):
         assert remote.forward(path, ["list", "payments", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)[0]["id"] == task_id

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import kombu
 import pytest
 import urllib3
 from amqp import PreconditionFailed
 from kombu.transport.native_delayed_delivery import MAX_LEVEL, level_name
+from structlog.testing import capture_logs
 
 from shared.contracts.events import EventType, new_event
 from shared.contracts.queues import (
@@ -23,8 +25,10 @@ from shared.contracts.queues import (
     dead_letter_queue,
 )
 from shared.contracts.waybill import Waybill
+from shared.messaging.beat import PatientScheduler
 from shared.messaging.events import publish_events
-from tests.integration.nodes import Fleet, eventually
+from shared.messaging.topology import TRANSPORT_OPTIONS
+from tests.integration.nodes import TIMEOUT, Fleet, eventually
 from tests.support import new_body
 
 CONSUMED = [*Queue, EVENTS_QUEUE]
@@ -130,6 +134,22 @@ def test_beat_publishes_into_an_empty_virtual_host(fleet: Fleet) -> None:
     finally:
         beat.kill()
     assert fleet.take("orders")[0].headers["task"] == TaskName.SWEEP
+
+
+def test_beat_waits_for_a_virtual_host_that_went_after_its_start(fleet: Fleet) -> None:
+    """It does not end: as soon as the virtual host is there, everything is declared and it can send."""
+    with fleet.client(**TRANSPORT_OPTIONS[False]) as client, ThreadPoolExecutor() as pool, capture_logs() as logs:
+        scheduler = PatientScheduler(client)
+        fleet.rabbitmq.delete_vhost()
+        try:
+            sending = pool.submit(lambda: scheduler.producer)
+            eventually(lambda: [line["event"] for line in logs].count("broker_refused") > 1, "it was refused twice")
+            assert not sending.done()
+        finally:
+            fleet.rabbitmq.add_vhost()
+        assert sending.result(TIMEOUT)
+        scheduler.connection.close()
+    assert set(ALL) <= _queues(fleet).keys()
 
 
 def _queues(fleet: Fleet) -> dict[str, dict[str, object]]:
