@@ -11,7 +11,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo run up down chaos test test-unit test-eager test-integration test-e2e test-contract \
+.PHONY: help demo run up down bench chaos test test-unit test-eager test-integration test-e2e test-contract \
 	lint format requirements clean
 
 help: ## List the commands
@@ -32,6 +32,9 @@ up: $(VENV)/.stamp-embedded ## Start the fleet on local RabbitMQ, Redis and Post
 
 down: $(VENV)/.stamp-embedded ## Stop what `make up` started
 	@$(BIN)/python -m stacks.local down
+
+bench: $(VENV)/.stamp-dev ## Measure what lists take on a million orders
+	@$(BIN)/python -m bench.lists $(ARGS)
 
 chaos: $(VENV)/.stamp-dev ## Kill everything again and again under 1,000 orders, then check the money (at most 8 minutes)
 	@$(BIN)/python -m stacks.chaos $(ARGS)

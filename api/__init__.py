@@ -6,7 +6,20 @@ from celery import Celery
 from flask import Flask
 from flask_smorest import Api
 
-from api import correlation, errors, health, orders
+from api import (
+    admission,
+    auth,
+    compat,
+    correlation,
+    documentation,
+    errors,
+    health,
+    limits,
+    orders,
+    security,
+    waiting,
+    webhooks,
+)
 from api.dispatcher import Dispatcher
 from shared.messaging.app import create_app as create_celery_app
 from shared.settings import get_settings
@@ -15,7 +28,8 @@ from shared.settings import get_settings
 def create_app(celery: Celery | None = None, **overrides: Any) -> Flask:
     """Return the Flask application.
 
-    ``celery`` is the process's Celery app where it has one already; ``overrides`` are Flask settings.
+    ``celery`` is the process's Celery app where it has one already; ``overrides`` are Flask settings. Raises
+    ``ConfigurationError`` without a key that tokens are checked by.
     """
     app = Flask("api", static_folder=None)
     app.config.update(
@@ -25,13 +39,22 @@ def create_app(celery: Celery | None = None, **overrides: Any) -> Flask:
         OPENAPI_URL_PREFIX="/",
         OPENAPI_JSON_PATH="openapi.json",
         MAX_CONTENT_LENGTH=get_settings().api_max_bytes,
+        **documentation.SETTINGS,
         **overrides,
     )
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.extensions["dispatcher"] = Dispatcher(celery or create_celery_app("api"))
     correlation.register(app)
+    security.register(app)
     api = Api(app)
     errors.register(app)
-    api.register_blueprint(orders.blueprint)
-    app.register_blueprint(health.blueprint)
+    auth.register(app, api)
+    limits.register(app)
+    admission.register(app)
+    health.register(app)
+    waiting.register(app)
+    compat.register(app)
+    for blueprint in (orders.blueprint, compat.blueprint, webhooks.blueprint):
+        api.register_blueprint(blueprint)
+    app.register_blueprint(documentation.blueprint)
     return app

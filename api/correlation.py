@@ -6,6 +6,8 @@ import uuid
 from flask import Flask, Response, g, request
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
+from shared import cards
+
 HEADER = "X-Correlation-ID"
 _ACCEPTED = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -21,7 +23,7 @@ def register(app: Flask) -> None:
     @app.before_request
     def _enter() -> None:
         given = request.headers.get(HEADER, "")
-        g.correlation_id = given if _ACCEPTED.fullmatch(given) else str(uuid.uuid4())
+        g.correlation_id = given if _may_be_logged(given) else str(uuid.uuid4())
         clear_contextvars()  # a server thread serves many requests
         bind_contextvars(correlation_id=g.correlation_id)
 
@@ -30,3 +32,7 @@ def register(app: Flask) -> None:
         if "correlation_id" in g:
             response.headers[HEADER] = g.correlation_id
         return response
+
+
+def _may_be_logged(given: str) -> bool:
+    return bool(_ACCEPTED.fullmatch(given)) and not cards.looks_like_one(given)

@@ -1,15 +1,18 @@
-"""Publish an order's chain without letting the broker hold the request.
+"""Publish without letting the broker hold the request.
 
-The order is stored; what cannot be published now is published by the sweeper. So a request waits for the broker at
-most ``PATIENCE`` seconds, and not at all while it was unreachable a moment ago.
+An order is stored; what cannot be published now is published by the sweeper. A webhook is sent again by its sender.
+So a request waits for the broker at most ``PATIENCE`` seconds, and not at all while it was unreachable a moment ago.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from celery import Celery
 from pybreaker import CircuitBreaker, CircuitBreakerError
 
 from shared.contracts.saga import Dispatch
+from shared.errors import Transient
 from shared.messaging.app import declare_topology
 from shared.messaging.broker import BROKER_ERRORS
 from shared.messaging.dispatch import dispatch
@@ -37,20 +40,31 @@ class Dispatcher:
 
     def send(self, way: Dispatch) -> None:
         """Publish, or leave it to the sweeper; never raises for a broker that is away."""
-        if self._celery.conf.task_always_eager:
-            dispatch(self._celery, way)
-            return
         try:
-            with self._breaker.calling():
-                self._pool.submit(self._publish, way).result(PATIENCE)
-        except (*BROKER_ERRORS, TimeoutError, CircuitBreakerError) as error:
+            self.publish(partial(_dispatch, way=way))
+        except Transient as error:
             log.warning(
                 "dispatch_postponed",
                 order_id=way.waybill.order_id,
-                error=f"{type(error).__name__}: {error}",
+                error=str(error),
                 effect="the sweeper will publish it",
             )
 
-    def _publish(self, way: Dispatch) -> None:
-        with order_context(way.waybill.order_id, way.waybill.correlation_id):
-            dispatch(self._celery, way)
+    def publish(self, publish: Callable[[Celery], object]) -> None:
+        """Call ``publish`` with the app; raise ``Transient`` when the broker did not confirm in time.
+
+        What was not confirmed may have been published all the same.
+        """
+        if self._celery.conf.task_always_eager:
+            publish(self._celery)
+            return
+        try:
+            with self._breaker.calling():
+                self._pool.submit(publish, self._celery).result(PATIENCE)
+        except (*BROKER_ERRORS, TimeoutError, CircuitBreakerError) as error:
+            raise Transient(f"{type(error).__name__}: {error}") from error
+
+
+def _dispatch(celery: Celery, way: Dispatch) -> None:
+    with order_context(way.waybill.order_id, way.waybill.correlation_id):
+        dispatch(celery, way)

@@ -1,5 +1,6 @@
 """Errors as RFC 9457 problem documents: ``detail`` carries the code, a 400 names each field that is wrong."""
 
+import math
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 from flask import Flask, Response, json, request
 from werkzeug.exceptions import HTTPException
 
+from shared import cards
 from shared.errors import Transient
 from shared.telemetry.errors import report_error
 from shared.telemetry.logs import get_logger
+from workers.orders.idempotency import InProgressError, KeyConflictError
 
 MEDIA_TYPE = "application/problem+json"
 _RETRY_AFTER = 2  # seconds
@@ -18,18 +21,32 @@ _CODES = {HTTPStatus.BAD_REQUEST: "VALIDATION_FAILED", HTTPStatus.REQUEST_ENTITY
 log = get_logger(__name__)
 
 
-def problem(status: int, detail: str | None = None, errors: list[dict[str, str]] | None = None) -> Response:
-    """Return a problem document; ``detail`` defaults to the status's own code."""
+def problem_body(status: int, detail: str | None = None, **more: Any) -> dict[str, Any]:
+    """Return a problem document as data; ``detail`` defaults to the status's own code, ``more`` are its extensions."""
     known = HTTPStatus(status)
-    body = {
+    return {
         "type": "about:blank",
         "title": known.phrase,
         "status": status,
         "detail": detail or _CODES.get(known) or known.name,
-        "instance": request.path,
-        **({"errors": errors} if errors else {}),
+        "instance": cards.masked(request.path),
+        **more,
     }
-    return Response(json.dumps(body), status=status, content_type=MEDIA_TYPE)
+
+
+def problem(status: int, detail: str | None = None, **more: Any) -> Response:
+    """Return a problem document as an answer."""
+    return Response(json.dumps(problem_body(status, detail, **more)), status=status, content_type=MEDIA_TYPE)
+
+
+def unavailable(detail: str = "UPSTREAM_UNAVAILABLE", retry_after: float = _RETRY_AFTER) -> Response:
+    """Return a 503 that says in how many seconds to try again."""
+    return _later(problem(HTTPStatus.SERVICE_UNAVAILABLE, detail), retry_after)
+
+
+def _later(response: Response, seconds: float) -> Response:
+    response.headers["Retry-After"] = str(max(1, math.ceil(seconds)))
+    return response
 
 
 def register(app: Flask) -> None:
@@ -39,8 +56,10 @@ def register(app: Flask) -> None:
     def _refused(error: HTTPException) -> Response:
         status = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
         messages = getattr(error, "data", {}).get("messages", {})
-        errors = [{"field": field, "message": text} for field, text in _fields(messages.get("json", messages))]
-        response = problem(status, errors=errors)
+        said = messages.get("json", messages.get("query", messages))
+        errors = [{"field": cards.masked(field), "message": text} for field, text in _fields(said)]
+        more: dict[str, Any] = {"errors": errors} if errors else {}
+        response = problem(status, **more)
         for name, value in error.get_headers():
             if name.lower() not in {"content-type", "content-length"}:
                 response.headers[name] = value
@@ -49,9 +68,15 @@ def register(app: Flask) -> None:
     @app.errorhandler(Transient)
     def _unavailable(error: Transient) -> Response:
         log.warning("unavailable", error=str(error))
-        response = problem(HTTPStatus.SERVICE_UNAVAILABLE, "UPSTREAM_UNAVAILABLE")
-        response.headers["Retry-After"] = str(_RETRY_AFTER)
-        return response
+        return unavailable()
+
+    @app.errorhandler(KeyConflictError)
+    def _conflict(_error: KeyConflictError) -> Response:
+        return problem(HTTPStatus.CONFLICT, "IDEMPOTENCY_CONFLICT")
+
+    @app.errorhandler(InProgressError)
+    def _in_progress(error: InProgressError) -> Response:
+        return _later(problem(HTTPStatus.CONFLICT, "IDEMPOTENCY_IN_PROGRESS"), error.retry_after)
 
     @app.errorhandler(Exception)
     def _bug(error: Exception) -> Response:

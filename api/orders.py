@@ -1,81 +1,124 @@
 """``/v1/orders``: place an order, see it move."""
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from flask import current_app, url_for
 from flask.views import MethodView
 from flask_smorest import abort
-from marshmallow import RAISE
 
-from api.correlation import correlation_id
-from api.dispatcher import Dispatcher
+from api import placing
+from api.auth import caller, requires
+from api.limits import limited
+from api.outcomes import View
 from api.parsing import StrictBlueprint
-from api.schemas import NewOrderSchema, OrderPageSchema, OrderSchema, PageQuerySchema, TimelineSchema
-from shared.telemetry.logs import get_logger
-from workers.orders import operations
+from api.schemas import (
+    DetailQuerySchema,
+    ListQuerySchema,
+    NewOrderSchema,
+    NothingSchema,
+    OrderDetailSchema,
+    OrderPageSchema,
+    OrderSchema,
+    TimelineSchema,
+)
+from workers.orders import details as pictures
+from workers.orders import listing, operations
+from workers.orders.operations import Order
 
-log = get_logger(__name__)
 blueprint = StrictBlueprint("orders", __name__, url_prefix="/v1/orders", description="Orders")
+VIEW = View(OrderSchema(), "orders.OneOrder")
 
 
-def _dispatcher() -> Dispatcher:
-    return current_app.extensions["dispatcher"]  # type: ignore[no-any-return]
+def owner() -> str | None:
+    """Return whose orders the caller may see: their own, or None for everybody's."""
+    return None if caller().sees_all else caller().subject
 
 
 @blueprint.route("")
 class Orders(MethodView):
     """The collection."""
 
-    @blueprint.arguments(NewOrderSchema, error_status_code=400)
+    @requires("orders:write")
+    @limited("create")
+    @blueprint.arguments(NewOrderSchema)
     @blueprint.response(202, OrderSchema)
     def post(self, details: dict[str, Any]) -> Any:
-        """Place an order: it is stored as PENDING and worked on; follow it at ``Location``."""
-        order, way = operations.place(details, correlation_id())
-        log.info("order_placed", order_id=order.id)
-        _dispatcher().send(way)
-        return order, 202, {"Location": url_for("orders.OneOrder", order_id=order.id)}
+        """Place an order: it is stored as PENDING and worked on; follow it at ``Location``.
 
-    @blueprint.arguments(PageQuerySchema, location="query", unknown=RAISE, error_status_code=400)
+        With ``Prefer: wait=N`` the answer is the outcome, if there is one within N seconds (at most 30).
+        """
+        return placing.place(details, details, VIEW)
+
+    @requires("orders:read")
+    @limited("list")
+    @blueprint.arguments(ListQuerySchema, location="query")
     @blueprint.response(200, OrderPageSchema)
-    def get(self, query: dict[str, int]) -> Any:
+    def get(self, query: dict[str, Any]) -> Any:
         """List orders, newest first."""
-        page = operations.list_orders(**query)
-        return {"count": page.count, **query, "results": page.results}
+        return page(**query)
 
 
 @blueprint.route("/<uuid:order_id>")
 class OneOrder(MethodView):
     """One order."""
 
-    @blueprint.response(200, OrderSchema)
-    def get(self, order_id: UUID) -> Any:
+    @requires("orders:read")
+    @limited("detail")
+    @blueprint.arguments(DetailQuerySchema, location="query")
+    @blueprint.response(200, OrderDetailSchema)
+    def get(self, query: dict[str, Any], order_id: UUID) -> Any:
         """Show an order."""
-        return operations.find(str(order_id)) or abort(404)
+        return one(str(order_id), query["expand"])
 
 
 @blueprint.route("/<uuid:order_id>/cancel")
 class Cancellation(MethodView):
     """The end of an order that is not wanted any more."""
 
+    @requires("orders:write")
+    @limited("create")
+    @blueprint.arguments(NothingSchema, required=False)
     @blueprint.response(202, OrderSchema)
-    def post(self, order_id: UUID) -> Any:
+    def post(self, _nothing: dict[str, Any], order_id: UUID) -> Any:
         """Cancel an order at any moment: whatever was done for it is undone; follow it at ``Location``."""
-        cancelled = operations.cancel(str(order_id))
-        if cancelled is None:
-            return abort(404)
-        order, way_back = cancelled
-        log.info("order_cancel_requested", order_id=order.id)
-        _dispatcher().send(way_back)
-        return order, 202, {"Location": url_for("orders.OneOrder", order_id=order.id)}
+        return placing.cancel(str(order_id), owner(), VIEW) or abort(404)
 
 
 @blueprint.route("/<uuid:order_id>/events")
 class Timeline(MethodView):
     """An order's timeline."""
 
+    @requires("orders:read")
+    @limited("detail")
     @blueprint.response(200, TimelineSchema)
     def get(self, order_id: UUID) -> Any:
         """Show what happened to an order, oldest first."""
-        events = operations.timeline(str(order_id))
-        return {"results": events} if events is not None else abort(404)
+        return timeline(str(order_id))
+
+
+def page(page: int, page_size: int, after: listing.Cursor | None = None, **which: Any) -> dict[str, Any]:
+    """Return a part of the list as the schema shows it."""
+    chosen = listing.Filter(owner=owner(), **which)
+    found = listing.after(chosen, after, page_size) if after else listing.page(chosen, page, page_size)
+    where = {} if after else {"count": found.count, "page": page}
+    return {**where, "page_size": page_size, "next": found.next and str(found.next), "results": found.results}
+
+
+def one(order_id: str, expand: Sequence[str]) -> dict[str, Any]:
+    """Return an order with what was asked for besides; 404 without it."""
+    if not expand:
+        return _fields(operations.find(order_id, owner()) or abort(404))
+    order, events = operations.find_with_events(order_id, owner()) or abort(404)
+    more = {"payment": pictures.payment, "delivery": pictures.delivery, "timeline": lambda *_: events}
+    return {**_fields(order), **{name: more[name](order, events) for name in expand}}
+
+
+def timeline(order_id: str) -> dict[str, Any]:
+    """Return an order's events; 404 without it."""
+    _, events = operations.find_with_events(order_id, owner()) or abort(404)
+    return {"results": events}
+
+
+def _fields(order: Order) -> dict[str, Any]:
+    return {name: getattr(order, name) for name in OrderSchema().fields}

@@ -1,38 +1,88 @@
 """What a request may say and what an answer says. Unknown fields are refused."""
 
-import re
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 import pycountry
-from marshmallow import RAISE, Schema, ValidationError, fields, validate, validates_schema
+from marshmallow import RAISE, Schema, ValidationError, validate, validates_schema
+from webargs import fields
 
-_CURRENCIES = frozenset(currency.alpha_3 for currency in pycountry.currencies)
-_COUNTRIES = frozenset(country.alpha_2 for country in pycountry.countries)
+from shared import cards
+from shared.contracts.saga import Status
+from workers.orders.listing import Cursor
+
+_CURRENCIES = {currency.alpha_3 for currency in pycountry.currencies}
+_COUNTRIES = {country.alpha_2 for country in pycountry.countries}
 _MAX_AMOUNT = 10**11  # cents; a typing error rather than an order
 _MAX_ITEMS = 500
 _MAX_QUANTITY = 10**6
-_MAX_PAGE = 10**6
+_MAX_PAGE = 100  # the database counts its way to a page; `after` it finds at once
+_EARLIEST, _LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 _MAX_PAGE_SIZE = 200
-_DIGIT_GROUPS = re.compile(r"\d+(?:[ -]\d+)*")
-_CARD_LENGTHS = range(13, 20)
 
 
-def _one_of(known: frozenset[str], what: str) -> Any:
-    def check(value: str) -> None:
-        if value not in known:
-            raise ValidationError(f"Unknown {what}.")
-
-    return check
+def _one_of(known: Iterable[str], what: str) -> validate.OneOf:
+    return validate.OneOf(sorted(known), error=f"Unknown {what}.")
 
 
-def _text(longest: int, **options: Any) -> fields.String:
+class _Whole(validate.Regexp):
+    """A pattern for a whole text, in the words that JSON Schema and Python share; Python's ``$`` takes a line end."""
+
+    def __call__(self, value: str) -> str:
+        """Return the value; raises ``ValidationError``."""
+        if not self.regex.fullmatch(value):
+            raise ValidationError(self.error)
+        return value
+
+
+def text(longest: int, **options: Any) -> fields.String:
+    """Return a field for text that a database can store."""
     # NUL and other controls are no text, and PostgreSQL cannot store a NUL
-    printable = validate.Regexp(r"^[^\x00-\x1f\x7f\ud800-\udfff]*\Z", error="Must not contain control characters.")
-    return fields.String(validate=[validate.Length(min=1, max=longest), printable], **options)
+    printable = _Whole(r"^[^\x00-\x1f\x7f]*$", error="Must not contain control characters.")
+    return fields.String(validate=[validate.Length(min=1, max=longest), printable, _no_surrogates], **options)
+
+
+def _no_surrogates(value: str) -> None:
+    """Refuse half a character: it has no encoding."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValidationError("Must be Unicode.") from None
+
+
+def token(**options: Any) -> fields.String:
+    """Return a field for a payment provider's token."""
+    looks = _Whole(r"^tok_[A-Za-z0-9_]{1,60}$", error="Must be a provider's token (tok_...).")
+    return fields.String(validate=looks, **options)
 
 
 def _integer(least: int, most: int, **options: Any) -> fields.Integer:
     return fields.Integer(strict=True, validate=validate.Range(min=least, max=most), **options)
+
+
+class _Time(fields.AwareDateTime):
+    """A point in time, UTC where it does not say; before and after all orders, where databases cannot look."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        return min(max(super()._deserialize(value, *args, **kwargs), _EARLIEST), _LATEST)
+
+
+class CursorField(fields.String):
+    """A place in the list, as an earlier answer gave it."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return Cursor.parse(super()._deserialize(value, *args, **kwargs))
+        except ValueError:
+            raise ValidationError("Must be the `next` of an earlier answer.") from None
+
+
+def refuse_card_numbers(body: Any) -> None:
+    """Refuse parsed JSON with what looks like a card number anywhere; it must not reach a log or a database."""
+    found = {path or "body": ["Looks like a card number; send a provider's token."] for path in cards.find(body)}
+    if found:
+        raise ValidationError(found)
 
 
 class Strict(Schema):
@@ -44,65 +94,46 @@ class Strict(Schema):
         unknown = RAISE
 
 
+class Body(Strict):
+    """A request's whole body."""
+
+    @validates_schema(pass_original=True, skip_on_field_errors=False)
+    def refuse_cards(self, _data: Any, original: Any, **_: Any) -> None:
+        """Refuse card numbers, in fields that we do not know as well."""
+        refuse_card_numbers(original)
+
+
+class NothingSchema(Body):
+    """A request that has nothing to say."""
+
+
 class ItemSchema(Strict):
     """One line of an order."""
 
-    sku = _text(64, required=True)
+    sku = text(64, required=True)
     quantity = _integer(1, _MAX_QUANTITY, required=True)
 
 
 class AddressSchema(Strict):
     """Where to deliver; ``area`` is the delivery area that couriers are assigned by."""
 
-    line1 = _text(200, required=True)
-    line2 = _text(200)
-    city = _text(100, required=True)
-    postal_code = _text(20, required=True)
+    line1 = text(200, required=True)
+    line2 = text(200)
+    city = text(100, required=True)
+    postal_code = text(20, required=True)
     country = fields.String(required=True, validate=_one_of(_COUNTRIES, "ISO 3166-1 alpha-2 country code"))
-    area = _text(64, required=True)
+    area = text(64, required=True)
 
 
-class NewOrderSchema(Strict):
+class NewOrderSchema(Body):
     """A new order. Money is integer minor units (cents) of an ISO 4217 currency."""
 
-    customer_id = _text(128, required=True)
+    customer_id = text(128, required=True)
     items = fields.List(fields.Nested(ItemSchema), required=True, validate=validate.Length(min=1, max=_MAX_ITEMS))
     amount_cents = _integer(1, _MAX_AMOUNT, required=True)
     currency = fields.String(required=True, validate=_one_of(_CURRENCIES, "ISO 4217 currency code"))
-    payment_method = fields.String(
-        required=True,
-        validate=validate.Regexp(r"^tok_[A-Za-z0-9_]{1,60}\Z", error="Must be a provider's token (tok_...)."),
-    )
+    payment_method = token(required=True)
     address = fields.Nested(AddressSchema, required=True)
-
-    @validates_schema(skip_on_field_errors=False)
-    def refuse_card_numbers(self, data: dict[str, Any], **_: Any) -> None:
-        """Refuse a body with what looks like a card number anywhere; it must not reach a log or a database."""
-        found = {path: ["Looks like a card number; send a provider's token."] for path in _card_like(data)}
-        if found:
-            raise ValidationError(found)
-
-
-def _card_like(value: Any, path: str = "") -> list[str]:
-    if isinstance(value, dict):
-        return [hit for key, nested in value.items() for hit in _card_like(nested, f"{path}.{key}".lstrip("."))]
-    if isinstance(value, list):
-        return [hit for index, nested in enumerate(value) for hit in _card_like(nested, f"{path}.{index}")]
-    runs = _DIGIT_GROUPS.findall(value) if isinstance(value, str) else ()
-    return [path] if any(_holds_card(re.split(r"[ -]", run)) for run in runs) else []
-
-
-def _holds_card(groups: list[str]) -> bool:
-    """Say whether some of the neighbouring groups of digits, taken together, could be a card number."""
-    candidates = (
-        "".join(groups[start:end]) for start in range(len(groups)) for end in range(start + 1, len(groups) + 1)
-    )
-    return any(len(digits) in _CARD_LENGTHS and _luhn(digits) for digits in candidates)
-
-
-def _luhn(digits: str) -> bool:
-    doubled = (sum(divmod(2 * int(digit), 10)) for digit in digits[-2::-2])
-    return (sum(map(int, digits[-1::-2])) + sum(doubled)) % 10 == 0
 
 
 class OrderSchema(Schema):
@@ -122,20 +153,42 @@ class OrderSchema(Schema):
     correlation_id = fields.String()
 
 
-class PageQuerySchema(Strict):
-    """Which page of a list."""
+class ListQuerySchema(Strict):
+    """Which part of the list: a page by its number, or what follows ``after``; of which orders."""
 
-    page = fields.Integer(load_default=1, validate=validate.Range(min=1, max=_MAX_PAGE))
+    page = fields.Integer(
+        load_default=1,
+        validate=validate.Range(min=1, max=_MAX_PAGE),
+        metadata={"description": "Farther than the last one `after` leads."},
+    )
     page_size = fields.Integer(load_default=50, validate=validate.Range(min=1, max=_MAX_PAGE_SIZE))
+    after = CursorField(metadata={
+            "description": "The `next` of an earlier answer; fast however far it is.",
+            "pattern": f"^{Cursor.PATTERN}$",
+        })
+    status = fields.String(validate=validate.OneOf(list(map(str, Status))))
+    created_after = _Time(format="iso", default_timezone=UTC)
+    created_before = _Time(format="iso", default_timezone=UTC)
 
 
 class OrderPageSchema(Schema):
-    """A page of orders; ``count`` is how many there are in all."""
+    """Some orders, newest first; ``count`` is how many there are in all, ``next`` leads on."""
 
-    count = fields.Integer()
-    page = fields.Integer()
+    count = fields.Integer(metadata={"description": "Not with `after`."})
+    page = fields.Integer(metadata={"description": "Not with `after`."})
     page_size = fields.Integer()
+    next = fields.String(allow_none=True)
     results = fields.List(fields.Nested(OrderSchema))
+
+
+class DetailQuerySchema(Strict):
+    """What to show of an order besides itself."""
+
+    expand = fields.DelimitedList(
+        fields.String(validate=validate.OneOf(["payment", "delivery", "timeline"])),
+        load_default=list,
+        metadata={"description": "Any of payment, delivery, timeline; separated by commas."},
+    )
 
 
 class EventSchema(Schema):
@@ -152,3 +205,34 @@ class TimelineSchema(Schema):
     """An order's events, oldest first."""
 
     results = fields.List(fields.Nested(EventSchema))
+
+
+class PaymentSchema(Schema):
+    """An order's money, in cents."""
+
+    status = fields.String(allow_none=True)
+    transaction_id = fields.String(allow_none=True)
+    amount_cents = fields.Integer()
+    currency = fields.String()
+    captured_at = fields.AwareDateTime(allow_none=True)
+    refunded_at = fields.AwareDateTime(allow_none=True)
+    reversed_at = fields.AwareDateTime(allow_none=True)
+
+
+class DeliverySchema(Schema):
+    """An order's way to the customer."""
+
+    status = fields.String(allow_none=True)
+    courier = fields.String(allow_none=True)
+    assigned_at = fields.AwareDateTime(allow_none=True)
+    picked_up_at = fields.AwareDateTime(allow_none=True)
+    delivered_at = fields.AwareDateTime(allow_none=True)
+    released_at = fields.AwareDateTime(allow_none=True)
+
+
+class OrderDetailSchema(OrderSchema):
+    """An order with what was asked for besides."""
+
+    payment = fields.Nested(PaymentSchema)
+    delivery = fields.Nested(DeliverySchema)
+    timeline = fields.List(fields.Nested(EventSchema))

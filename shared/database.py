@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import DateTime, Engine, create_engine, event
+from sqlalchemy import DateTime, Engine, create_engine, event, inspect
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect, make_url
 from sqlalchemy.exc import InterfaceError, OperationalError
@@ -98,8 +98,18 @@ def _sqlite(url: str) -> Engine:
 def insert_new(session: Session, model: type[DeclarativeBase], rows: Sequence[dict[str, Any]]) -> None:
     """Insert ``rows`` in one statement, leaving alone those whose key is there already."""
     if rows:
-        dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-        session.execute(dialect.insert(model).on_conflict_do_nothing(), list(rows))
+        session.execute(_insert_new(session, model), list(rows))
+
+
+def insert_if_new(session: Session, model: type[DeclarativeBase], row: dict[str, Any]) -> bool:
+    """Insert ``row`` unless its key is there already; say whether it was inserted."""
+    keys = inspect(model).primary_key
+    return session.execute(_insert_new(session, model).values(**row).returning(*keys)).first() is not None
+
+
+def _insert_new(session: Session, model: type[DeclarativeBase]) -> Any:
+    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
+    return dialect.insert(model).on_conflict_do_nothing()
 
 
 _databases: dict[str, Database] = {}

@@ -46,10 +46,10 @@ def start_process(name: str, *, databases: Iterable[str] = (), broker: bool = Tr
             variable = f"{service.upper()}_DATABASE_URL"
             _wait(partial(_database, service), variable, settings.database_url(service), settings)
         if broker:
-            _wait(_broker, "BROKER_URL", settings.broker_url, settings)
+            _wait(broker_problem, "BROKER_URL", settings.broker_url, settings)
         else:
-            _warn(_broker, "BROKER_URL", settings.broker_url, "orders are stored and driven once it is back")
-        _warn(_redis, "REDIS_URL", settings.redis_url, "deduplicating by the databases alone until it is back")
+            _warn(broker_problem, "BROKER_URL", settings.broker_url, "orders are stored and driven once it is back")
+        _warn(redis_problem, "REDIS_URL", settings.redis_url, "deduplicating by the databases alone until it is back")
     except WaybillError as error:
         _exit(name, error)
 
@@ -89,7 +89,8 @@ def _database(service: str) -> str | None:
     return None
 
 
-def _broker() -> str | None:
+def broker_problem() -> str | None:
+    """Return why the broker cannot be reached, None if it can."""
     settings = get_settings()
     memory.register()
     options = TRANSPORT_OPTIONS[settings.embedded]
@@ -101,7 +102,8 @@ def _broker() -> str | None:
     return None
 
 
-def _redis() -> str | None:
+def redis_problem() -> str | None:
+    """Return why Redis cannot be reached, None if it can."""
     url = get_settings().redis_url
     if url.startswith(MEMORY):
         return None

@@ -5,20 +5,35 @@ payment provider, so that a developer needs no server. Every variable may also b
 ``_FILE`` to its name, as container secrets are.
 """
 
-from collections.abc import Mapping
+import re
+from base64 import b64decode
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from environs import EnvError, FileAwareEnv
-from marshmallow.validate import OneOf, Range, Regexp
+from marshmallow import ValidationError
+from marshmallow.validate import Length, OneOf, Range, Regexp
 
 from shared.errors import ConfigurationError
 
 MEMORY = "memory://"
 _MEMORY_BROKER = f"{MEMORY}localhost/"  # kombu warns about a URL without a host
 DEFAULT_PSP_URL = "http://127.0.0.1:9002"
+_WEBHOOK_PREFIX = "whsec_"
+_WEBHOOK_KEY_BYTES = 24  # the least that Standard Webhooks allows
+#: Flask-Limiter's notation: "10/minute", "5 per second; 1000 per day".
+_RATE = r"\s*[1-9]\d{0,8}\s*(/|per)\s*([1-9]\d{0,3}\s*)?(second|minute|hour|day|month|year)s?\s*"
+RATES = re.compile(rf"^{_RATE}([,;|]{_RATE})*\Z", re.IGNORECASE)
 SERVICES = ("payments", "delivery", "notifications", "orders")
+
+
+def _compat_defaults() -> dict[str, Any]:
+    """Return what completes an order that came through ``/api``; for the simulated provider and our couriers."""
+    address = {"line1": "Counter", "city": "Berlin", "postal_code": "10115", "country": "DE", "area": "north"}
+    return {"payment_method": "tok_ok", "address": address}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +51,10 @@ class Settings:
     gateway_timeout: float = 5.0
     courier_deadline: int = 600
     notification_url: str | None = field(default=None, repr=False)
+    payments_webhook_secrets: tuple[str, ...] = field(default=(), repr=False)
+    delivery_webhook_secrets: tuple[str, ...] = field(default=(), repr=False)
+    psp_webhook_url: str | None = None
+    psp_webhook_secrets: tuple[str, ...] = field(default=(), repr=False)
 
     start_timeout: float = 30.0
     worker_concurrency: int = 8
@@ -54,6 +73,21 @@ class Settings:
     web_concurrency: int = 2
     web_threads: int = 8
     api_max_bytes: int = 1_000_000
+    trusted_proxies: int = 0
+    cors_allowed_origins: tuple[str, ...] = ()
+    admission_limit: int = 10_000
+    idempotency_ttl: int = 604_800
+    compat_defaults: Mapping[str, Any] = field(default_factory=_compat_defaults, repr=False)
+
+    jwt_secret: str | None = field(default=None, repr=False)
+    jwt_jwks_url: str | None = field(default=None, repr=False)
+    jwt_audience: str = "waybill"
+    jwt_issuer: str | None = None
+    auth_disabled: bool = False
+    rate_limit_create: str = "10/minute"
+    rate_limit_list: str = "120/minute"
+    rate_limit_detail: str = "300/minute"
+
     log_format: str = "auto"
     log_level: str = "INFO"
     sentry_dsn: str | None = field(default=None, repr=False)
@@ -86,6 +120,8 @@ def load() -> Settings:
 def _read(env: FileAwareEnv) -> Settings:
     positive = Range(min=0, min_inclusive=False)
     at_least_one = Range(min=1)
+    rates = Regexp(RATES, error='Must be a rate like "10/minute", or several with a semicolon between them.')
+    origin = Regexp(r"^(\*|https?://[^\s/*?#,]+)\Z", error="Must be origins like https://shop.example, without a path.")
     url = _scheme("http", "https")
     database = Regexp(
         r"^$|^(sqlite|postgresql(\+psycopg2)?)://",
@@ -102,6 +138,10 @@ def _read(env: FileAwareEnv) -> Settings:
         gateway_timeout=env.float("GATEWAY_TIMEOUT", 5.0, validate=positive),
         courier_deadline=env.int("COURIER_DEADLINE", 600, validate=at_least_one),
         notification_url=env.str("NOTIFICATION_URL", None, validate=url),
+        payments_webhook_secrets=_listed(env.str("PAYMENTS_WEBHOOK_SECRET", "", validate=_webhook_secrets)),
+        delivery_webhook_secrets=_listed(env.str("DELIVERY_WEBHOOK_SECRET", "", validate=_webhook_secrets)),
+        psp_webhook_url=env.str("PSP_WEBHOOK_URL", None, validate=url),
+        psp_webhook_secrets=_listed(env.str("PSP_WEBHOOK_SECRET", "", validate=_webhook_secrets)),
         start_timeout=env.float("START_TIMEOUT", 30.0, validate=Range(min=0)),
         worker_concurrency=env.int("WORKER_CONCURRENCY", 8, validate=at_least_one),
         step_max_retries=env.int("STEP_MAX_RETRIES", 8, validate=Range(min=0)),
@@ -117,6 +157,19 @@ def _read(env: FileAwareEnv) -> Settings:
         web_concurrency=env.int("WEB_CONCURRENCY", 2, validate=at_least_one),
         web_threads=env.int("WEB_THREADS", 8, validate=at_least_one),
         api_max_bytes=env.int("API_MAX_BYTES", 1_000_000, validate=at_least_one),
+        trusted_proxies=env.int("TRUSTED_PROXIES", 0, validate=Range(min=0)),
+        cors_allowed_origins=tuple(env.list("CORS_ALLOWED_ORIGINS", [], validate=_each(origin))),
+        idempotency_ttl=env.int("IDEMPOTENCY_TTL", 604_800, validate=at_least_one),
+        compat_defaults=_mapping("COMPAT_DEFAULTS", env.json("COMPAT_DEFAULTS", None)) or _compat_defaults(),
+        admission_limit=env.int("ADMISSION_LIMIT", 10_000, validate=at_least_one),
+        jwt_secret=env.str("JWT_SECRET", None),
+        jwt_jwks_url=env.str("JWT_JWKS_URL", None, validate=url),
+        jwt_audience=env.str("JWT_AUDIENCE", "waybill", validate=Length(min=1)),
+        jwt_issuer=env.str("JWT_ISSUER", None),
+        auth_disabled=env.bool("AUTH_DISABLED", False),
+        rate_limit_create=env.str("RATE_LIMIT_CREATE", "10/minute", validate=rates),
+        rate_limit_list=env.str("RATE_LIMIT_LIST", "120/minute", validate=rates),
+        rate_limit_detail=env.str("RATE_LIMIT_DETAIL", "300/minute", validate=rates),
         log_format=env.str("LOG_FORMAT", "auto", validate=OneOf(["auto", "json", "console"])),
         log_level=env.str("LOG_LEVEL", "INFO", validate=OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])),
         sentry_dsn=env.str("SENTRY_DSN", None),
@@ -127,6 +180,36 @@ def _read(env: FileAwareEnv) -> Settings:
 
 def _scheme(*schemes: str) -> Regexp:
     return Regexp(rf"^({'|'.join(schemes)})://", error=f"Must be a URL that starts with {' or '.join(schemes)}://.")
+
+
+def _mapping(variable: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict | None):
+        raise EnvError(f'Environment variable "{variable}" invalid: Must be a JSON object.')
+    return value or {}
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(text.replace(",", " ").split())
+
+
+def _webhook_secrets(text: str) -> None:
+    """Refuse what Standard Webhooks could not sign with, or could guess."""
+    for secret in _listed(text):
+        encoded = secret.removeprefix(_WEBHOOK_PREFIX)
+        try:
+            key = b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
+        except ValueError:
+            key = b""
+        if not secret.startswith(_WEBHOOK_PREFIX) or len(key) < _WEBHOOK_KEY_BYTES:
+            raise ValidationError(f"Must be {_WEBHOOK_PREFIX} and base64 of at least {_WEBHOOK_KEY_BYTES} bytes.")
+
+
+def _each(check: Regexp) -> Callable[[list[str]], None]:
+    def check_all(values: list[str]) -> None:
+        for value in values:
+            check(value)
+
+    return check_all
 
 
 _chosen: list[Settings] = []

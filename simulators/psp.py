@@ -1,7 +1,8 @@
 """A payment provider to test against: its own process, its own ledger. ``python -m simulators.psp``.
 
 ``POST /charge`` and ``POST /refund`` want an ``Idempotency-Key``; ``GET /ledger`` is the truth about money;
-``POST /faults`` makes it misbehave, and tokens such as ``tok_declined`` force one outcome.
+``POST /faults`` makes it misbehave, and tokens such as ``tok_declined`` force one outcome. ``POST /reverse`` takes a
+charge back and, with ``PSP_WEBHOOK_URL`` and ``PSP_WEBHOOK_SECRET`` set, tells so by a webhook.
 """
 
 import argparse
@@ -24,9 +25,10 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.serving import WSGIRequestHandler, make_server, select_address_family
 
 from shared.errors import ConfigurationError
-from shared.settings import get_settings
+from shared.settings import Settings, get_settings
 from simulators.faults import Faults, Rates
 from simulators.ledger import Answer, Ledger
+from simulators.webhooks import Webhooks
 
 _MAX_CENTS = 10**12  # keeps every sum within SQLite's 64 bits
 _MAX_SEQ = 2**63 - 1
@@ -72,9 +74,9 @@ _FaultsSchema = Schema.from_dict(
 assert set(_FaultsSchema().fields) == {each.name for each in fields(Rates)}  # noqa: S101 - a new rate needs a rule
 
 
-def create_app(ledger: Ledger, stopping: threading.Event | None = None) -> Flask:
-    """Return the provider as a WSGI app; hanging requests end when ``stopping`` is set."""
-    app, faults, stop = Flask("psp"), Faults(), stopping or threading.Event()
+def create_app(ledger: Ledger, webhooks: Webhooks, stop: threading.Event) -> Flask:
+    """Return the provider as a WSGI app; hanging requests end when ``stop`` is set."""
+    app, faults = Flask("psp"), Faults()
 
     def hang() -> Response:
         stop.wait(faults.rates.timeout_seconds)
@@ -102,7 +104,11 @@ def create_app(ledger: Ledger, stopping: threading.Event | None = None) -> Flask
     @app.post("/reverse")
     def reverse() -> Response:
         """Let the customer's bank take a charge back."""
-        return _answer(ledger.reverse(_ReverseSchema().load(_body())["transaction_id"]))
+        charge = _ReverseSchema().load(_body())
+        answer = ledger.reverse(charge["transaction_id"])
+        if answer.status == HTTPStatus.OK:
+            webhooks.send("payment.reversed", charge)
+        return _answer(answer)
 
     @app.get("/charges/<path:key>")
     def lookup(key: str) -> Any:
@@ -171,9 +177,10 @@ class PspServer:
 
     def __init__(self, ledger: Ledger, host: str, port: int) -> None:
         self.ledger, self._stopping = ledger, threading.Event()
+        self.webhooks = Webhooks(self._stopping)
         # Bound here because werkzeug's answer to a port that is taken is sys.exit.
         with socket.create_server((host, port), family=select_address_family(host, port), backlog=128) as listener:
-            app = create_app(ledger, self._stopping)
+            app = create_app(ledger, self.webhooks, self._stopping)
             self._server = make_server(host, port, app, threaded=True, request_handler=_Http11, fd=listener.fileno())
         self._server.daemon_threads = True  # type: ignore[attr-defined]  # a silent connection must not hold us
         self._server.block_on_close = False  # type: ignore[attr-defined]
@@ -187,6 +194,7 @@ class PspServer:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+        self.webhooks.close()
         self.ledger.close()
 
     def __enter__(self) -> Self:
@@ -204,7 +212,8 @@ def serve(ledger: Ledger, host: str = "127.0.0.1", port: int = 0) -> PspServer:
 def main() -> int:
     """Serve on the port of ``PSP_URL`` until SIGTERM or SIGINT."""
     try:
-        options = _options()
+        settings = get_settings()
+        options = _options(settings)
         ledger = Ledger(options.ledger)
     except ConfigurationError as error:
         return _refuse(str(error))
@@ -218,7 +227,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
     try:
-        with serve(ledger, options.host, options.port):
+        with serve(ledger, options.host, options.port) as psp:
+            psp.webhooks.send_to(settings.psp_webhook_url or "", settings.psp_webhook_secrets)
             stop.wait()
     except OSError as error:
         where = f"{options.host}:{options.port}"
@@ -226,8 +236,7 @@ def main() -> int:
     return 0
 
 
-def _options() -> argparse.Namespace:
-    settings = get_settings()
+def _options(settings: Settings) -> argparse.Namespace:
     try:
         url = urlsplit(settings.gateway_url)
         host, port = url.hostname or "", url.port or 80

@@ -30,7 +30,7 @@ from stacks.chaos_faults import Rig
 from stacks.chaos_load import Load
 from stacks.chaos_report import Display, Report, figures_of, log_events, percentile, show, timelines
 from stacks.chaos_scenarios import CONTROL, FULL, SMALL, Scenario
-from stacks.local import ROOT, LocalStack
+from stacks.local import ROOT, UNLIMITED, LocalStack
 from stacks.processes import ProcessError
 from workers.orders.status import FINAL
 
@@ -50,7 +50,7 @@ class Campaign:
     def __init__(self, scenario: Scenario, folder: Path, seed: int, display: Display) -> None:
         self.scenario, self.seed, self.display = scenario, seed, display
         self.deadline = time.monotonic() + scenario.minutes * _MINUTE - _FOR_THE_CHECK
-        self.stack = LocalStack(folder, durable=scenario.name == FULL.name, extra=scenario.environment)
+        self.stack = LocalStack(folder, durable=scenario.name == FULL.name, extra={**UNLIMITED, **scenario.environment})
         self.rig = Rig(self.stack)
         self.requeues: list[dict[str, Any]] = []
 

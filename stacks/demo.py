@@ -39,6 +39,7 @@ _TICK = 0.2  # seconds between two looks
 _ORDERS_A_TICK = 4
 _FEWEST, _MOST = 30, 200  # all fates; one page of the API
 _STRAY_CENTS = 666
+_UNLIMITED = "100000/second"
 #: The event that ends an order's latency.
 _CLOSING = {Status.COMPLETED: EventType.ORDER_COMPLETED, Status.CANCELLED: EventType.ORDER_CANCELLED}
 
@@ -141,7 +142,16 @@ def _percentile(ordered: Sequence[float], share: float) -> float:
 def _settings(folder: Path) -> Settings:
     """Return the embedded stack's settings, none from the environment; impatient, so that faults take seconds."""
     return Settings(
-        var_dir=folder, port=0, gateway_timeout=1.0, step_max_retries=3, step_backoff_max=1, log_format="json"
+        var_dir=folder,
+        port=0,
+        gateway_timeout=1.0,
+        step_max_retries=3,
+        step_backoff_max=1,
+        log_format="json",
+        auth_disabled=True,
+        rate_limit_create=_UNLIMITED,
+        rate_limit_list=_UNLIMITED,
+        rate_limit_detail=_UNLIMITED,
     )
 
 

@@ -32,6 +32,7 @@ from rich.console import Console
 
 from shared.contracts.queues import EVENTS_QUEUE, Queue
 from shared.settings import SERVICES
+from simulators.webhooks import webhook_variables
 from stacks import provision
 from stacks.processes import (
     LocalProcess,
@@ -50,7 +51,11 @@ READY_SECONDS = 60
 STOP_SECONDS = 30
 TOOL_SECONDS = 120
 # What a developer may choose for `up`; the rest is the stack's own.
-OPTIONAL = ("PAYMENT_GATEWAY", "AUTH_DISABLED", "LOG_FORMAT")
+OPTIONAL = ("PAYMENT_GATEWAY", "LOG_FORMAT", "RATE_LIMIT_CREATE", "RATE_LIMIT_LIST", "RATE_LIMIT_DETAIL")
+# A key that tokens are checked by; without one `up` asks for none, on the loopback.
+KEYS = ("JWT_SECRET", "JWT_SECRET_FILE", "JWT_JWKS_URL", "JWT_JWKS_URL_FILE")
+# For whoever sends more than a customer would.
+UNLIMITED = {f"RATE_LIMIT_{kind}": "100000/second" for kind in ("CREATE", "LIST", "DETAIL")}
 
 
 class LocalStack:
@@ -101,6 +106,7 @@ class LocalStack:
             **databases,
             "PAYMENT_GATEWAY": "simulator",
             "PSP_URL": self.psp_url,
+            **webhook_variables(self.api_url),
             "AUTH_DISABLED": "1",
             "LOG_FORMAT": "json",
             "PORT": str(self.ports.api),
@@ -112,7 +118,8 @@ class LocalStack:
     def environment(self) -> dict[str, str]:
         """The whole environment of an application process: ours over the caller's."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-        return {**os.environ, **self.settings, "PATH": path, "PYTHONUNBUFFERED": "1"}
+        callers = {name: value for name, value in os.environ.items() if name not in KEYS}
+        return {**callers, **self.settings, "PATH": path, "PYTHONUNBUFFERED": "1"}
 
     @functools.cached_property
     def processes(self) -> dict[str, LocalProcess]:
@@ -220,7 +227,9 @@ class Operator:
                 self._take_down()
         ports = Ports.chosen(os.environ)
         ports.require_free()
-        extra = {name: os.environ[name] for name in OPTIONAL if name in os.environ}
+        extra = {name: os.environ[name] for name in (*OPTIONAL, *KEYS) if os.environ.get(name)}
+        if any(name in KEYS for name in extra):
+            extra["AUTH_DISABLED"] = "0"
         stack = LocalStack(self.folder, ports, tied=False, extra=extra)
         try:
             self._start(stack)

@@ -26,6 +26,7 @@ hypothesis_settings.register_profile(
 )
 hypothesis_settings.load_profile("house")
 
+UNLIMITED = "100000/second"
 UseSettings = Callable[..., Settings]
 
 
@@ -52,7 +53,17 @@ def house(tmp_path: Path, migrated: Path) -> Iterator[UseSettings]:
         settings.use(replace(settings.get_settings(), **changes))
         return settings.get_settings()
 
-    settings.use(Settings(var_dir=folder, payment_gateway="memory", log_format="json"))
+    settings.use(
+        Settings(
+            var_dir=folder,
+            payment_gateway="memory",
+            log_format="json",
+            auth_disabled=True,
+            rate_limit_create=UNLIMITED,
+            rate_limit_list=UNLIMITED,
+            rate_limit_detail=UNLIMITED,
+        )
+    )
     yield use
     _forget()
 

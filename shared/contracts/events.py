@@ -33,6 +33,8 @@ class EventType(StrEnum):
     DELIVERY_ASSIGNED = "delivery.assigned"  # delivery
     DELIVERY_UNASSIGNABLE = "delivery.unassignable"
     DELIVERY_RELEASED = "delivery.released"
+    DELIVERY_PICKED_UP = "delivery.picked_up"  # the courier, through the api
+    DELIVERY_DELIVERED = "delivery.delivered"
     CUSTOMER_NOTIFIED = "customer.notified"  # notifications
     ORDER_CANCEL_REQUESTED = "order.cancel_requested"  # orders
     ORDER_CANCELLED = "order.cancelled"

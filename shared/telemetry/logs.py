@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 from structlog.contextvars import bound_contextvars, merge_contextvars
 
+from shared import cards
 from shared.settings import Settings
 
 _CHATTY = ("amqp", "kombu", "urllib3", "alembic", "werkzeug", "celery.beat")
@@ -44,7 +45,7 @@ def configure_logging(settings: Settings, process: str) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=processors,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer, _without_cards],
         )
     )
     root = logging.getLogger()
@@ -52,6 +53,11 @@ def configure_logging(settings: Settings, process: str) -> None:
     root.setLevel(settings.log_level)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _without_cards(_logger: Any, _name: str, line: str) -> str:
+    """Mask what looks like a card number, from wherever it got into a line: a library quotes what it chokes on."""
+    return cards.masked(line)
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:

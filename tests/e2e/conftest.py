@@ -15,14 +15,14 @@ from urllib.parse import urljoin
 import pytest
 import urllib3
 
-from stacks.local import ROOT, LocalStack
+from stacks.local import KEYS, ROOT, UNLIMITED, LocalStack
 from stacks.processes import LocalProcess, free_port, poll, wait_for
 from tests.support import new_body
 
 READY = 60  # seconds
 TIMEOUT = 60  # seconds in which an order has to get where it goes
 # So that a fault costs a test seconds, not minutes.
-IMPATIENT = {"GATEWAY_TIMEOUT": "1", "STEP_BACKOFF_MAX": "2", "LOG_FORMAT": "json"}
+IMPATIENT = {**UNLIMITED, "GATEWAY_TIMEOUT": "1", "STEP_BACKOFF_MAX": "2", "LOG_FORMAT": "json"}
 
 
 class Client:
@@ -153,7 +153,8 @@ def new_token() -> str:
 
 
 def _process(name: str, module: list[str], folder: Path, **variables: str) -> LocalProcess:
-    environment = {**os.environ, "VAR_DIR": str(folder), **variables}
+    callers = {name: value for name, value in os.environ.items() if name not in KEYS}
+    environment = {**callers, "VAR_DIR": str(folder), **variables}
     command = [sys.executable, "-m", *module]
     return LocalProcess(name, command, log=folder / f"{name}.log", environment=environment, cwd=ROOT, tied=True)
 

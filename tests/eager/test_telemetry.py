@@ -129,7 +129,7 @@ def _break_step(saga: Saga, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str |
 
 
 def _break_request(saga: Saga, monkeypatch: pytest.MonkeyPatch) -> tuple[str | None, str | None]:
-    def bug(details: dict[str, Any], correlation_id: str) -> None:
+    def bug(details: dict[str, Any], *_: Any, **__: Any) -> None:
         raise RuntimeError(f"no such thing\n{details['payment_method']}")
 
     monkeypatch.setattr("workers.orders.operations.place", bug)

@@ -41,7 +41,7 @@ from shared.messaging.topology import TRANSPORT_OPTIONS
 from shared.settings import SERVICES, Settings
 from simulators.ledger import Ledger
 from simulators.psp import serve
-from stacks.local import ROOT, LocalStack, procfile
+from stacks.local import ROOT, UNLIMITED, LocalStack, procfile
 from stacks.processes import LocalProcess, Ports, poll
 from stacks.servers import RabbitMQ
 from tests.integration.containers import LocalWorker, ProcessContainer, WorkerContainer
@@ -63,7 +63,8 @@ class Fleet:
         self.databases = self.postgres.create_databases(f"{service}{number}" for service in SERVICES)
         variables = {f"{s.upper()}_DATABASE_URL": self.database_url(s, number) for s in SERVICES}
         self.redis_url = self.redis.url.removesuffix("0") + str(number % 16)
-        self.extra = {**variables, "BROKER_URL": self.rabbitmq.url, "REDIS_URL": self.redis_url, "PSP_URL": psp_url}
+        self.extra = {**UNLIMITED, **variables, "BROKER_URL": self.rabbitmq.url, "REDIS_URL": self.redis_url}
+        self.extra["PSP_URL"] = psp_url
         self.stack = LocalStack(folder, Ports.free(), extra=self.extra)
         self.stack.rabbitmq = self.rabbitmq
         self.nodes: list[CeleryTestNode] = []

@@ -14,6 +14,7 @@ from kombu.exceptions import OperationalError
 from api import dispatcher as module
 from api.dispatcher import PATIENCE, Dispatcher
 from shared.contracts.saga import Dispatch
+from shared.errors import Transient
 from tests.conftest import UseSettings
 from tests.support import json_logs, new_waybill, wait_until
 
@@ -119,6 +120,19 @@ def test_a_broker_that_came_back_is_used_again(
     wait_until(publishes)
     assert all(publishes() for _ in range(5))
     dispatcher._pool.shutdown()
+
+
+def test_who_can_send_again_is_told_that_the_broker_is_away(broker: Broker, dispatcher: Dispatcher) -> None:
+    """A webhook is not stored: its sender learns within PATIENCE, and at once while the broker was away just now."""
+    back = threading.Event()
+    started = time.monotonic()
+    try:
+        for _ in range(4):
+            with pytest.raises(Transient):
+                dispatcher.publish(lambda _app: back.wait())
+    finally:
+        back.set()
+    assert time.monotonic() - started < 2 * PATIENCE + SLACK
 
 
 def test_an_error_of_ours_is_not_hidden(broker: Broker, dispatcher: Dispatcher) -> None:

@@ -297,6 +297,69 @@ def test_a_late_charge_of_a_reversed_order_is_refused(provider: Provider) -> Non
     assert provider.kinds() == ["charge", "reversal"]
 
 
+@pytest.mark.parametrize("most", [1, 1000], ids=["two pages", "one page"])
+@pytest.mark.parametrize("cancelled", [False, True], ids=["wanted", "cancelled"])
+def test_a_reversal_before_we_learned_of_the_capture_is_settled(
+    provider: Provider, most: int, *, cancelled: bool
+) -> None:
+    """The charge's answer got lost, then the bank took it back: one reading of the ledger settles both."""
+    waybill = attempt(provider)
+    change(waybill, cancelled=cancelled, attempted_at=datetime.now(UTC))  # too recent to be looked up
+    (charge,) = provider.ledger.entries()
+    provider.ledger.reverse(charge["transaction_id"])
+    provider.most = most
+    provider.reconcile()
+    assert provider.told() == REVERSED
+    assert payment_of(waybill).status == PaymentStatus.REVERSED
+    with pytest.raises(Declined, match=operations.CANCELLED):
+        operations.charge(waybill)
+    assert operations.refund(waybill).event is None
+    assert (provider.kinds(), provider.net_cents()) == (["charge", "reversal"], 0)
+
+
+def test_a_reversal_while_the_charge_is_under_way_is_settled(
+    provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The provider charged and the bank took it back before the charge's answer reached us."""
+    waybill, charge = new_waybill(), provider.charge
+
+    def slow(*arguments: Any) -> Charge:
+        answer = charge(*arguments)
+        provider.ledger.reverse(str(answer.transaction_id))
+        provider.reconcile()
+        return answer
+
+    monkeypatch.setattr(provider, "charge", slow)
+    with pytest.raises(Declined, match=operations.CANCELLED):
+        operations.charge(waybill)
+    assert provider.told() == REVERSED
+    assert payment_of(waybill).status == PaymentStatus.REVERSED
+    assert provider.net_cents() == 0
+
+
+def test_a_run_that_was_overtaken_neither_goes_back_nor_reports_again(
+    provider: Provider, monkeypatch: pytest.MonkeyPatch, reader: InMemoryMetricReader
+) -> None:
+    """A webhook starts a run beside the periodic one, which reads the same lines, and further ones."""
+    reversed_ = captured()
+    stray(provider)
+    entries = provider.entries
+
+    def overtaken(after: int, limit: int) -> Sequence[LedgerEntry]:
+        monkeypatch.setattr(provider, "entries", entries)
+        page = entries(after, limit)
+        stray(provider, "later")
+        provider.ledger.reverse(str(payment_of(reversed_).transaction_id))
+        assert len(provider.reconcile().unaccounted) == 2
+        return page
+
+    monkeypatch.setattr(provider, "entries", overtaken)
+    assert provider.reconcile().unaccounted == ()
+    assert counted(reader) == 2
+    assert reconcile._position() == provider.ledger.entries()[-1]["seq"]
+    assert payment_of(reversed_).status == PaymentStatus.REVERSED
+
+
 def test_each_line_of_the_ledger_is_read_once(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
     """The position is kept, page by page: a second run asks only for what came after it."""
     provider.most = 2

@@ -284,14 +284,6 @@ def test_waking_makes_every_unsettled_order_due(house: UseSettings) -> None:
     assert [due.waybill.order_id for due in operations.take_due(10)] == [order.id]
 
 
-def test_orders_are_listed_newest_first_in_pages(house: UseSettings) -> None:
-    """Pages cover every order once, the newest first, with the count of all."""
-    orders = [place() for _ in range(5)]
-    pages = [operations.list_orders(number, 2) for number in (1, 2, 3, 4)]
-    assert [page.count for page in pages] == [5] * 4
-    assert [order.id for page in pages for order in page.results] == [order.id for order in reversed(orders)]
-
-
 def test_an_unknown_order_is_not_found(house: UseSettings) -> None:
     """Neither an order nor a timeline for an id that nobody placed."""
     assert operations.find("nobody") is None

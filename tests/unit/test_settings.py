@@ -37,8 +37,25 @@ WRONG = [
     ("WEB_CONCURRENCY", "0"),
     ("WEB_THREADS", "x"),
     ("API_MAX_BYTES", "1MB"),
+    ("TRUSTED_PROXIES", "-1"),
+    ("CORS_ALLOWED_ORIGINS", "https://shop.example,shop.example"),
+    ("CORS_ALLOWED_ORIGINS", "https://shop.example/path"),
+    ("CORS_ALLOWED_ORIGINS", "https://*.example"),
+    ("ADMISSION_LIMIT", "0"),
+    ("JWT_JWKS_URL", "file:///etc/keys"),
+    ("JWT_AUDIENCE", ""),
+    ("AUTH_DISABLED", "perhaps"),
+    ("RATE_LIMIT_CREATE", "ten per minute"),
+    ("RATE_LIMIT_CREATE", "0/minute"),
+    ("RATE_LIMIT_LIST", "10"),
+    ("RATE_LIMIT_DETAIL", "10/minute; often"),
     ("LOG_FORMAT", "xml"),
     ("LOG_LEVEL", "loud"),
+    ("PAYMENTS_WEBHOOK_SECRET", "secret"),
+    ("PAYMENTS_WEBHOOK_SECRET", f"whsec_{24 * 'YQ'} whsec_YQ=="),
+    ("DELIVERY_WEBHOOK_SECRET", f"whsec_{'_' * 40}"),
+    ("PSP_WEBHOOK_SECRET", 40 * "a"),
+    ("PSP_WEBHOOK_URL", "127.0.0.1:8000"),
     ("PAYMENTS_DATABASE_URL", "no url"),
     ("ORDERS_DATABASE_URL", "mysql://localhost/orders"),
 ]
@@ -96,6 +113,32 @@ def test_what_is_set_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loaded.database_url("orders") == "sqlite:////srv/waybill/orders.db"
 
 
+def test_what_guards_the_api_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several origins, and several rates for one kind of request."""
+    monkeypatch.setenv("CORS_ALLOWED_ORIGINS", "https://shop.example,http://localhost:3000")
+    monkeypatch.setenv("RATE_LIMIT_CREATE", "5 per second; 100/2 hours")
+    monkeypatch.setenv("AUTH_DISABLED", "1")
+    loaded = settings.load()
+    assert loaded.cors_allowed_origins == ("https://shop.example", "http://localhost:3000")
+    assert (loaded.rate_limit_create, loaded.auth_disabled) == ("5 per second; 100/2 hours", True)
+
+
+@pytest.mark.parametrize("between", [" ", ",", ", ", "\n"])
+def test_a_webhooks_secret_may_be_two(monkeypatch: pytest.MonkeyPatch, between: str) -> None:
+    """While one is replaced by the other; padded base64 or not."""
+    old, new = f"whsec_{'YQ' * 16}", f"whsec_{'YQ' * 17}=="
+    monkeypatch.setenv("PAYMENTS_WEBHOOK_SECRET", f"{old}{between}{new}")
+    assert settings.load().payments_webhook_secrets == (old, new)
+
+
+def test_a_wrong_webhook_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a right one with a typing error."""
+    monkeypatch.setenv("DELIVERY_WEBHOOK_SECRET", "whsec_s3cret")
+    with pytest.raises(ConfigurationError) as caught:
+        settings.load()
+    assert "s3cret" not in str(caught.value)
+
+
 def test_a_variable_may_be_read_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """``X_FILE`` names a file that holds X, as container secrets are; a line break at its end does not count."""
     secret = tmp_path / "secret"
@@ -127,6 +170,11 @@ def test_settings_are_frozen_and_their_repr_holds_no_secret() -> None:
         databases={"orders": "postgresql://u:s3cret@d/orders"},
         sentry_dsn="https://s3cret@sentry/1",
         notification_url="https://shop/s3cret",
+        jwt_secret="s3cret",
+        payments_webhook_secrets=("s3cret",),
+        delivery_webhook_secrets=("s3cret",),
+        psp_webhook_secrets=("s3cret",),
+        jwt_jwks_url="https://u:s3cret@idp/keys",
     )
     with pytest.raises(dataclasses.FrozenInstanceError):
         chosen.port = 1  # type: ignore[misc]

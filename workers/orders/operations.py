@@ -6,8 +6,7 @@ whatever was not.
 
 import uuid
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,7 +18,9 @@ from shared.contracts.saga import Dispatch, Status
 from shared.contracts.waybill import Waybill, parse_waybill
 from shared.database import get_database, insert_new
 from shared.settings import get_settings
-from workers.orders.models import Order, OrderEvent
+from workers.orders.idempotency import Answer, RequestKey, claim
+from workers.orders.models import Order as Order  # noqa: PLC0414 - what the use cases hand out
+from workers.orders.models import OrderEvent
 from workers.orders.status import BACKWARD, CAUSES, FINAL, PARKED, Picture, fold
 
 SOURCE = "orders"
@@ -27,20 +28,23 @@ _OUR_SOURCES = frozenset({"api", SOURCE})
 _BACKOFF_DOUBLINGS = 6  # the sweeper's waits grow to 2**6 times SWEEP_AFTER
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
-    """One page of orders; ``count`` is how many there are in all."""
+def place(
+    details: dict[str, Any],
+    correlation_id: str,
+    *,
+    owner: str = "",
+    request: RequestKey | None = None,
+    answer: Callable[[Order], Answer] | None = None,
+) -> tuple[Order, Dispatch]:
+    """Store a PENDING order of ``owner`` with its first event and the request's key, in one transaction.
 
-    count: int
-    results: Sequence[Order]
-
-
-def place(details: dict[str, Any], correlation_id: str) -> tuple[Order, Dispatch]:
-    """Store a PENDING order with its first event in one transaction."""
+    ``answer`` makes what the request is answered, where that is known now. Raises what ``idempotency.claim`` raises.
+    """
     waybill = Waybill(order_id=str(uuid.uuid4()), correlation_id=correlation_id, **details)
     placed = _placed(waybill)
     order = Order(
         id=waybill.order_id,
+        owner=owner,
         customer_id=waybill.customer_id,
         status=Status.PENDING,
         amount_cents=waybill.amount_cents,
@@ -52,34 +56,34 @@ def place(details: dict[str, Any], correlation_id: str) -> tuple[Order, Dispatch
         updated_at=placed.time,
     )
     with get_database("orders").transaction() as session:
+        if request:
+            claim(session, request, order.id, answer and answer(order))
         session.add(order)
         session.flush()  # the event refers to the order
         insert_new(session, OrderEvent, [_row(placed)])
     return order, Dispatch(waybill, events=(placed,))
 
 
-def find(order_id: str) -> Order | None:
-    """Return an order, or None."""
+def find(order_id: str, owner: str | None = None) -> Order | None:
+    """Return an order, or None; with ``owner`` only one of theirs."""
     with get_database("orders").transaction() as session:
-        return session.get(Order, order_id)
+        return _of(owner, session.get(Order, order_id))
 
 
-def list_orders(page: int, page_size: int) -> Page:
-    """Return the newest orders first."""
+def find_with_events(order_id: str, owner: str | None = None) -> tuple[Order, Sequence[OrderEvent]] | None:
+    """Return an order and its events, oldest first; None when there is no such order, or not of ``owner``."""
     with get_database("orders").transaction() as session:
-        newest = select(Order).order_by(Order.created_at.desc(), Order.id.desc())
-        results = session.scalars(newest.offset((page - 1) * page_size).limit(page_size)).all()
-        count = session.scalar(select(func.count()).select_from(Order)) or 0
-    return Page(count, results)
+        order = _of(owner, session.get(Order, order_id))
+        if order is None:
+            return None
+        in_time = select(OrderEvent).where(OrderEvent.order_id == order_id).order_by(OrderEvent.time, OrderEvent.id)
+        return order, session.scalars(in_time).all()
 
 
 def timeline(order_id: str) -> Sequence[OrderEvent] | None:
     """Return an order's events, oldest first; None when there is no such order."""
-    with get_database("orders").transaction() as session:
-        if session.get(Order, order_id) is None:
-            return None
-        in_time = select(OrderEvent).where(OrderEvent.order_id == order_id).order_by(OrderEvent.time, OrderEvent.id)
-        return session.scalars(in_time).all()
+    found = find_with_events(order_id)
+    return found and found[1]
 
 
 def record(events: Sequence[Event]) -> tuple[list[Event], list[Event]]:
@@ -105,13 +109,20 @@ def record(events: Sequence[Event]) -> tuple[list[Event], list[Event]]:
     return conclusions, [event for event in events if event.subject not in orders]
 
 
-def cancel(order_id: str) -> tuple[Order, Dispatch] | None:
-    """Ask for an order to be undone, at any moment; None when there is no such order.
+def cancel(
+    order_id: str,
+    *,
+    owner: str | None = None,
+    request: RequestKey | None = None,
+    answer: Callable[[Order], Answer] | None = None,
+) -> tuple[Order, Dispatch] | None:
+    """Ask for an order to be undone, at any moment; None when there is no such order, or not of ``owner``.
 
-    Asking again changes nothing; the chain that undoes it may be published again all the same.
+    Asking again changes nothing; the chain that undoes it may be published again all the same. Raises what
+    ``idempotency.claim`` raises.
     """
     with get_database("orders").transaction() as session:
-        order = _lock(session, [order_id]).get(order_id)
+        order = _of(owner, _lock(session, [order_id]).get(order_id))
         if order is None:
             return None
         known = _events_of(session, [order_id])[order_id]
@@ -120,6 +131,9 @@ def cancel(order_id: str) -> tuple[Order, Dispatch] | None:
         if turned:
             insert_new(session, OrderEvent, [_row(requested)])
             _apply(order, [*known.values(), requested], moved=True)
+        if request:
+            session.flush()  # the answer shows the row as it is stored
+            claim(session, request, order_id, answer and answer(order))
         return order, Dispatch(parse_waybill(order.waybill), back=True, events=(requested,) if turned else ())
 
 
@@ -140,6 +154,10 @@ def wake_all() -> None:
     """Make every unsettled order due now: for a start with a broker that forgot all its messages."""
     with get_database("orders").transaction() as session:
         session.execute(update(Order).where(Order.due_at.is_not(None)).values(due_at=datetime.now(UTC)))
+
+
+def _of(owner: str | None, order: Order | None) -> Order | None:
+    return order if order and owner in (None, order.owner) else None
 
 
 def _lock(session: Session, order_ids: Sequence[str]) -> dict[str, Order]:
@@ -221,3 +239,11 @@ def _row(event: Event) -> dict[str, Any]:
         "time": event.time,
         "data": dict(event.data),
     }
+
+
+def backlog(limit: int) -> int:
+    """Count the orders on their way, up to ``limit``; those that are parked are an operator's, and wait for nobody."""
+    with get_database("orders").transaction() as session:
+        moving = Order.status.in_((Status.PENDING, Status.PAID, Status.CANCELLING))
+        under_way = select(Order.id).where(moving).limit(limit)
+        return session.scalar(select(func.count()).select_from(under_way.subquery())) or 0

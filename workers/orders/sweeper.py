@@ -1,5 +1,7 @@
 """Drive on every order that fell silent: a lost message, a crash between commit and publish, a passed deadline."""
 
+from datetime import UTC, datetime, timedelta
+
 from celery import Celery
 
 from shared.messaging.broker import BROKER_ERRORS
@@ -7,9 +9,11 @@ from shared.messaging.dispatch import dispatch
 from shared.settings import get_settings
 from shared.telemetry.logs import get_logger, order_context
 from shared.telemetry.metrics import record_swept
-from workers.orders import operations
+from workers.orders import idempotency, operations, webhooks
 
 BATCH = 100
+_KEEP_RECEIPTS = timedelta(days=1)
+_FORGET = 1000  # of each kind in one run: no transaction is long
 
 log = get_logger(__name__)
 
@@ -28,6 +32,13 @@ def sweep(app: Celery) -> int:
         swept += len(due)
         record_swept(len(due))
     return swept
+
+
+def forget_old() -> None:
+    """Delete what nobody will ask for again; a bounded number, the next run goes on."""
+    now = datetime.now(UTC)
+    webhooks.forget_receipts(now - _KEEP_RECEIPTS, _FORGET)
+    idempotency.forget_keys(now - timedelta(seconds=get_settings().idempotency_ttl), _FORGET)
 
 
 def longest(app: Celery) -> int:

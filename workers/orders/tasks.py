@@ -20,5 +20,7 @@ def cancel(waybill: Waybill) -> Outcome:  # noqa: ARG001 - that every compensati
 
 @shared_task(name=TaskName.SWEEP, bind=True, base=Periodic)
 def sweep(self: Task[Any, Any], *_: Any) -> int:
-    """Drive on the orders that are due."""
-    return sweeper.sweep(self.app)
+    """Drive on the orders that are due, and forget what is old."""
+    swept = sweeper.sweep(self.app)
+    sweeper.forget_old()
+    return swept

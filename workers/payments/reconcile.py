@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import select
 
 from shared.contracts.events import Event, EventType, new_event
-from shared.database import get_database
+from shared.database import get_database, insert_new
 from shared.errors import Transient
 from shared.settings import get_settings
 from shared.telemetry.errors import report_error
@@ -91,14 +91,25 @@ def _read_ledger(publish: Callable[..., None]) -> tuple[list[LedgerEntry], list[
             for fact in (EventType.PAYMENT_CAPTURED, EventType.PAYMENT_REVERSED)
         ]
         publish(*facts)
-        for entry in strangers:
-            log.error("charge_unaccounted", operation_key=entry.operation_key, transaction_id=entry.transaction_id)
-            record_unaccounted_charge()
-        with get_database("payments").transaction() as session:
-            session.merge(LedgerPosition(id=1, seq=entries[-1].seq))
-        unaccounted += strangers
+        unaccounted += _move_on(entries[-1].seq, strangers)
         events += facts
     return unaccounted, events
+
+
+def _move_on(seq: int, strangers: Sequence[LedgerEntry]) -> list[LedgerEntry]:
+    """Put down how far the ledger is read and report the unaccounted charges on the way; return those.
+
+    Another run may have been there first, a webhook's or the periodic one: nothing is reported again.
+    """
+    with get_database("payments").transaction() as session:
+        insert_new(session, LedgerPosition, [{"id": 1, "seq": 0}])
+        position = session.get_one(LedgerPosition, 1, with_for_update=True)
+        new = [entry for entry in strangers if entry.seq > position.seq]
+        position.seq = max(position.seq, seq)
+        for entry in new:
+            log.error("charge_unaccounted", operation_key=entry.operation_key, transaction_id=entry.transaction_id)
+            record_unaccounted_charge()
+    return new
 
 
 def _compare(entries: Sequence[LedgerEntry]) -> tuple[list[LedgerEntry], list[Payment]]:

@@ -1,6 +1,6 @@
 """Alembic's entry to the orders database."""
 
 from shared.migrations import run
-from workers.orders.models import Base
+from workers.orders.webhooks import WebhookReceipt  # which has the other models imported
 
-run("orders", Base.metadata)
+run("orders", WebhookReceipt.metadata)

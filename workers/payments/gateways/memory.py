@@ -35,13 +35,18 @@ class MemoryGateway:
                 self.refunds[operation_key] = transaction_id
                 self._append("refund", operation_key, transaction_id)
 
+    def reverse(self, transaction_id: str) -> None:
+        """Let the customer's bank take a charge back; not of the port."""
+        with self._lock:
+            self._append("reversal", f"reversal-{transaction_id}", transaction_id)
+
     def lookup(self, operation_key: str) -> Charge | None:
         """Say what became of a charge."""
         known = self.charges.get(operation_key)
         return known and known[0]
 
     def entries(self, after: int, limit: int) -> Sequence[LedgerEntry]:
-        """Read the charges that moved money and the refunds."""
+        """Read the charges that moved money, the refunds and the reversals."""
         return self._entries[after : after + limit]
 
     def _append(self, kind: str, operation_key: str, transaction_id: str | None) -> None:

@@ -1,0 +1,1 @@
+"""Benchmarks: what things cost, measured by hand and never asserted in a test."""
