@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shlex
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
@@ -43,7 +45,7 @@ from simulators.ledger import Ledger
 from simulators.psp import serve
 from stacks.local import ROOT, UNLIMITED, LocalStack, procfile
 from stacks.processes import LocalProcess, Ports, poll
-from stacks.servers import RabbitMQ
+from stacks.servers import RabbitMQ, Server
 from tests.integration.containers import LocalWorker, ProcessContainer, WorkerContainer
 from workers.delivery.roster import load_roster
 
@@ -311,6 +313,30 @@ def using(chosen: Settings) -> Iterator[Settings]:
     finally:
         database.forget_connections()
         settings._chosen[:] = before
+
+
+@contextmanager
+def stopped(server: Server) -> Iterator[None]:
+    """A server is down for the block: connections are refused."""
+    server.stop()
+    try:
+        yield
+    finally:
+        server.start()
+        server.wait_ready()
+
+
+@contextmanager
+def silent(server: Server) -> Iterator[None]:
+    """A server is a black hole for the block: connections are accepted, and never answered."""
+    pid = server.process.pid
+    assert pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        server.wait_ready()
 
 
 def eventually(condition: Callable[[], Any], what: str, timeout: float = TIMEOUT) -> None:

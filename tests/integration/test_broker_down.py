@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http import HTTPStatus
 
 import pytest
@@ -14,8 +12,9 @@ import urllib3
 
 from shared.contracts.queues import Queue
 from stacks.processes import wait_for
+from stacks.servers import RabbitMQ, Server
 from tests.integration.containers import READY
-from tests.integration.nodes import Fleet, eventually
+from tests.integration.nodes import Fleet, eventually, silent, stopped
 from tests.support import BODY
 
 PATIENCE = 1.0  # seconds that a client waits at most
@@ -48,46 +47,22 @@ def status(url: str) -> str:
 
 
 @contextmanager
-def stopped(fleet: Fleet) -> Iterator[None]:
-    """The broker is down: connections are refused."""
-    fleet.rabbitmq.stop()
-    try:
-        yield
-    finally:
-        fleet.rabbitmq.start()
-        fleet.rabbitmq.wait_ready()
-
-
-@contextmanager
-def silent(fleet: Fleet) -> Iterator[None]:
-    """The broker is a black hole: connections are accepted, and never answered."""
-    pid = fleet.rabbitmq.process.pid
-    assert pid
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
-        fleet.rabbitmq.wait_ready()
-
-
-@contextmanager
-def full(fleet: Fleet) -> Iterator[None]:
+def full(broker: RabbitMQ) -> Iterator[None]:
     """The broker has a memory alarm: it reads nothing more from who publishes."""
-    fleet.rabbitmq.ctl("set_vm_memory_high_watermark", "0.0001")
+    broker.ctl("set_vm_memory_high_watermark", "0.0001")
     try:
-        wait_for(lambda: "memory" in fleet.rabbitmq.ctl("eval", "rabbit_alarm:get_alarms()."), READY, "the alarm")
+        wait_for(lambda: "memory" in broker.ctl("eval", "rabbit_alarm:get_alarms()."), READY, "the alarm")
         yield
     finally:
-        fleet.rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
+        broker.ctl("set_vm_memory_high_watermark", "0.4")
 
 
 @pytest.mark.parametrize("away", [stopped, silent, full])
 def test_an_order_is_accepted_without_the_broker_and_completed_when_it_is_back(
-    running: Fleet, away: Callable[[Fleet], Iterator[None]]
+    running: Fleet, away: Callable[[Server], AbstractContextManager[None]]
 ) -> None:
     """The first requests wait less than a second, the following ones not at all; nobody has to help."""
-    with away(running):  # type: ignore[attr-defined]
+    with away(running.rabbitmq):
         first = [place(running) for _ in range(FIRST)]
         following = [place(running) for _ in range(MORE)]
         assert [status(url) for url, _ in first + following] == ["PENDING"] * (FIRST + MORE)
@@ -101,7 +76,7 @@ def test_an_order_is_accepted_without_the_broker_and_completed_when_it_is_back(
 def test_the_api_stops_in_good_time_without_the_broker(running: Fleet) -> None:
     """What waits for the broker holds no worker back when it is told to stop."""
     api = next(node for node in running.nodes if node.name() == "api").container.process
-    with stopped(running):
+    with stopped(running.rabbitmq):
         for _ in range(3):
             place(running)
         started = time.monotonic()

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from http import HTTPStatus
 
 import pytest
 import urllib3
 
 from stacks.processes import free_port
-from tests.integration.nodes import Fleet, eventually
+from stacks.servers import Server
+from tests.integration.nodes import Fleet, eventually, silent, stopped
 from tests.support import BODY
 from tests.tokens import ISSUER, SECRET, bearer
 
@@ -58,30 +57,6 @@ def readiness(fleet: Fleet) -> tuple[int, dict[str, str], float]:
     return answer.status, answer.json()["checks"], time.monotonic() - started
 
 
-@contextmanager
-def gone(fleet: Fleet) -> Iterator[None]:
-    """Redis refuses connections within the block."""
-    fleet.redis.stop()
-    try:
-        yield
-    finally:
-        fleet.redis.start()
-        fleet.redis.wait_ready()
-
-
-@contextmanager
-def silent(fleet: Fleet) -> Iterator[None]:
-    """Redis takes connections within the block, and never answers."""
-    pid = fleet.redis.process.pid
-    assert pid
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
-        fleet.redis.wait_ready()
-
-
 def back(fleet: Fleet, subject: str) -> Callable[[], bool]:
     """The condition that the processes count together again, seen by callers who are new each time."""
     numbers = iter(range(1000))
@@ -106,14 +81,14 @@ def test_who_waits_as_told_is_served(running: Fleet) -> None:
     assert ask(running, "patient", path).status == HTTPStatus.NOT_FOUND
 
 
-@pytest.mark.parametrize("outage", [gone, silent])
+@pytest.mark.parametrize("outage", [stopped, silent])
 def test_without_redis_each_process_counts_for_itself(
-    running: Fleet, outage: Callable[[Fleet], Iterator[None]]
+    running: Fleet, outage: Callable[[Server], AbstractContextManager[None]]
 ) -> None:
     """Never a 500: limits hold, once in each process; no answer takes long. Then they count together again."""
     name = outage.__name__
     eventually(back(running, f"before-{name}"), "the processes count together")
-    with outage(running):  # type: ignore[attr-defined]  # a context manager, as the decorator made it
+    with outage(running.redis):
         assert statuses(running, f"{name}-at-once", LIMIT) == {HTTPStatus.OK: LIMIT}
         took = []
         for number in range(ALL):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from http import HTTPStatus
 
 import pytest
@@ -13,7 +12,7 @@ import urllib3
 from pytest_celery import CeleryTestCluster
 
 from shared.contracts.queues import Queue
-from tests.integration.nodes import Fleet, eventually
+from tests.integration.nodes import Fleet, eventually, stopped
 from tests.support import BODY
 from workers.payments.operations import operation_key
 
@@ -46,17 +45,6 @@ def all_complete_and_charged_once(fleet: Fleet, ids: list[str]) -> None:
     assert [len(fleet.charges(operation_key("charge", order_id))) for order_id in ids] == [1] * len(ids)
 
 
-@contextmanager
-def gone(fleet: Fleet) -> Iterator[None]:
-    """Redis does not answer within the block."""
-    fleet.redis.stop()
-    try:
-        yield
-    finally:
-        fleet.redis.start()
-        fleet.redis.wait_ready()
-
-
 def warnings(workers: CeleryTestCluster, event: str) -> list[int]:
     """Return how often each worker has logged an event."""
     return [
@@ -69,7 +57,7 @@ def test_orders_go_on_while_redis_is_gone(fleet: Fleet, workers: CeleryTestClust
     """All complete, each charged once; each worker says once that Redis is gone, not at every step."""
     first = place(fleet, ORDERS)
     before = warnings(workers, "redis_unavailable")
-    with gone(fleet):
+    with stopped(fleet.redis):
         second = place(fleet, ORDERS)
         all_complete_and_charged_once(fleet, first + second)
         said = [now - then for now, then in zip(warnings(workers, "redis_unavailable"), before, strict=True)]
@@ -82,7 +70,7 @@ def test_a_second_outage_is_said_again(fleet: Fleet, workers: CeleryTestCluster)
     """One warning for each outage, one line when it is over."""
     place(fleet, 2)
     before, back = warnings(workers, "redis_unavailable"), warnings(workers, "redis_available")
-    with gone(fleet):
+    with stopped(fleet.redis):
         all_complete_and_charged_once(fleet, place(fleet, 4))
 
     def is_over() -> bool:
