@@ -10,7 +10,7 @@ from celery import Celery
 
 from shared.deadletters import archive, moves, remote, views
 from shared.deadletters.desk import OrderRecords
-from shared.deadletters.options import JSON, File, filters, one_line, say
+from shared.deadletters.options import JSON, File, Rate, counting, filters, one_line, say
 from shared.deadletters.requeueing import requeue_found
 from shared.deadletters.selection import Found, Selection, find, queues_of
 from shared.errors import WaybillError
@@ -105,7 +105,7 @@ def make_commands(records: OrderRecords) -> click.Group:
     @click.option("--all", "every", is_flag=True, help="Every dead letter of QUEUE, or of every queue without one.")
     @filters
     @click.option("--dry-run", is_flag=True, help="Only say what would be put back.")
-    @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="At most so many a second.")
+    @click.option("--rate", type=Rate(), help="At most so many a second: 20 or 20/s.")
     @click.option("--canary", type=click.IntRange(min=1), help="Put so many back first, go on only if they succeed.")
     @click.option("--canary-timeout", type=click.IntRange(min=1), default=60, show_default=True, help="Seconds.")
     @JSON
@@ -113,7 +113,7 @@ def make_commands(records: OrderRecords) -> click.Group:
     def requeue(app: Celery, /, what: tuple[str, ...], every: bool, selection: Selection, **options: Any) -> None:
         """Put dead letters back to their queue; each order goes on where it stopped.
 
-        Example: celery -A workers dlq requeue --all payments --since 2h --canary 3 --rate 20
+        Example: celery -A workers dlq requeue --all payments --since 2h --canary 3 --rate 20/s
         """
         with one_line():
             found = _chosen(app, records, what, every, selection)
@@ -158,8 +158,10 @@ def make_commands(records: OrderRecords) -> click.Group:
         """
         with one_line():
             found = [each.letter for each in _by_id(app, records, *ids)]
+            kept = file or moves.new_export()
             cancelled: set[str] = set()
-            kept = moves.drop(app, records, found, reason, file, cancelled=cancelled)
+            with counting(len(found), "dropped", f"still dead letters; {kept} has all of them") as done:
+                moves.drop(app, records, found, reason, kept, done=done, cancelled=cancelled)
         data = {"dropped": len(found), "export": str(kept), "cancelled": sorted(cancelled)}
         text = f"{len(found)} dropped, kept in {kept}; orders cancelled: {', '.join(cancelled) or 'none'}"
         say(data, text, as_json=as_json)
@@ -190,7 +192,10 @@ def make_commands(records: OrderRecords) -> click.Group:
         Example: celery -A workers dlq import letters.jsonl
         """
         with one_line():
-            count = moves.read(app, file)
+            lines = archive.load(file)
+            with counting(len(lines), "are dead letters again", f"only in {file}") as done:
+                moves.read(app, lines, done=done)
+            count = len(done)
         say({"imported": count}, f"{count} dead letters are back; `dlq requeue` puts them to work", as_json=as_json)
 
     return dlq

@@ -20,7 +20,7 @@ from shared.contracts.events import Event, EventType, new_event
 from shared.contracts.queues import EVENTS_QUEUE, Queue, TaskName
 from shared.contracts.waybill import parse_waybill
 from shared.database import utc_now
-from shared.deadletters.archive import load, write
+from shared.deadletters.archive import Line, write
 from shared.deadletters.desk import OrderRecords
 from shared.deadletters.letters import TASKS, DeadLetter
 from shared.deadletters.store import Box, bury, open_box
@@ -97,12 +97,15 @@ def drop(
     records: OrderRecords,
     letters: Sequence[DeadLetter],
     reason: str,
-    file: Path | None,
+    file: Path,
     *,
-    cancelled: set[str] | None = None,
-) -> Path:
-    """Export letters, then take them out; an order that would be left hanging is ``cancelled`` and undone."""
-    file = file or get_settings().var_dir / "dropped" / f"{utc_now():%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}.jsonl"
+    done: list[str],
+    cancelled: set[str],
+) -> None:
+    """Export letters, then take them out; an order that would be left hanging is ``cancelled`` and undone.
+
+    The ids of what is out go to ``done``.
+    """
     write(file, letters)
     known = known_orders(records, letters)
     for box, letter in _fetch(app, letters):
@@ -111,17 +114,22 @@ def drop(
             publish_events(app, *audit)
             if audit and _is_essential(letter) and (way := records.cancel(audit[0].subject)):
                 dispatch(app, way)
-                (cancelled if cancelled is not None else set()).add(audit[0].subject)
+                cancelled.add(audit[0].subject)
             box.take_out(letter)
-    return file
+            done.append(letter.id)
 
 
-def read(app: Celery, file: Path) -> int:
-    """Bury the letters of a file again; return how many. Checks all of them before the first."""
-    letters = load(file)
-    for letter in letters:
-        bury(app, *letter)
-    return len(letters)
+def new_export() -> Path:
+    """Name a new file for letters that are dropped."""
+    return get_settings().var_dir / "dropped" / f"{utc_now():%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}.jsonl"
+
+
+def read(app: Celery, lines: Sequence[Line], *, done: list[str]) -> None:
+    """Bury the letters of a file again; the queues of those that the broker confirmed go to ``done``."""
+    for line in lines:
+        with undisturbed():
+            bury(app, *line)
+            done.append(line[0])
 
 
 def known_orders(records: OrderRecords, letters: Sequence[DeadLetter]) -> Mapping[str, str]:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -31,6 +32,22 @@ class File(click.ParamType[Path]):
     def convert(self, value: Any, param: Any, ctx: Any) -> Path:  # noqa: ARG002 - click's signature
         """Return the path."""
         return here.get() / str(value)
+
+
+class Rate(click.ParamType[float]):
+    """How many a second."""
+
+    name = "N/s"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Read ``20`` or ``20/s``."""
+        try:
+            rate = float(str(value).removesuffix("/s"))
+        except ValueError:
+            rate = math.nan
+        if not 0 < rate < math.inf:
+            self.fail(f"{value}: not a rate; write 20 or 20/s, more than 0.", param, ctx)
+        return rate
 
 
 class _Moment(click.ParamType[datetime]):
@@ -73,6 +90,25 @@ def one_line() -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo("Interrupted. What was not moved is still a dead letter.", err=True)
         raise SystemExit(INTERRUPTED) from None
+
+
+@contextmanager
+def counting(total: int, verb: str, rest: str = "still dead letters") -> Iterator[list[str]]:
+    """Yield a list for the ids of what was moved; stopped half-way, say how many of ``total`` were, and end.
+
+    ``rest`` says of those that Ctrl-C left out where they are.
+    """
+    done: list[str] = []
+    try:
+        yield done
+    except KeyboardInterrupt:
+        click.echo(f"Interrupted: {len(done)} {verb}, {total - len(done)} {rest}.", err=True)
+        raise SystemExit(INTERRUPTED) from None
+    except WaybillError as error:
+        raise WaybillError(f"{error} {len(done)} {verb}, {total - len(done)} not.") from error
+    except BROKER_ERRORS as error:
+        counts = f"{len(done)} {verb}, {total - len(done)} not; what was not moved is where it was"
+        raise WaybillError(f"BROKER_URL: {first_line(error)}. {counts}.") from error
 
 
 def say(data: dict[str, Any], text: str, *, as_json: bool) -> None:

@@ -11,10 +11,9 @@ from shared.deadletters import canary as canaries
 from shared.deadletters import moves, views
 from shared.deadletters.desk import OrderRecords
 from shared.deadletters.letters import DeadLetter
-from shared.deadletters.options import INTERRUPTED, first_line, say
+from shared.deadletters.options import counting, say
 from shared.deadletters.selection import Found
 from shared.errors import WaybillError
-from shared.messaging.broker import BROKER_ERRORS
 
 
 def requeue_found(
@@ -56,8 +55,7 @@ def _put_back(
     canary_timeout: int,
     as_json: bool,
 ) -> None:
-    done: list[str] = []
-    try:
+    with counting(len(letters), "put back") as done:
         if canary:
             first = canaries.choose(records, letters, canary)
             canaries.send(app, records, first, timeout=canary_timeout, done=done)
@@ -66,14 +64,5 @@ def _put_back(
             for letter in moves.requeue(app, records, rest, pause=1 / rate if rate else 0):
                 done.append(letter.id)
                 step()
-    except KeyboardInterrupt:
-        click.echo(f"Interrupted: {len(done)} put back, {len(letters) - len(done)} still dead letters.", err=True)
-        raise SystemExit(INTERRUPTED) from None
-    except WaybillError as error:
-        raise WaybillError(f"{error} {len(done)} put back, {len(letters) - len(done)} not.") from error
-    except BROKER_ERRORS as error:
-        raise WaybillError(
-            f"BROKER_URL: {first_line(error)}. {len(done)} put back; what was not moved is still a dead letter."
-        ) from error
     queues = Counter(letter.queue for letter in letters)
     say({"requeued": len(done), "queues": queues, "malformed": malformed}, f"{len(done)} put back", as_json=as_json)

@@ -219,6 +219,40 @@ def test_interrupted_the_letter_in_hand_is_moved_whole(desk: Desk, monkeypatch: 
     assert (desk.waiting("payments"), desk.ids()) == (1, ids[1:])
 
 
+def test_interrupted_an_import_says_what_is_only_in_the_file(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The letter in hand is buried and counted; the file is as it was, so it may be read again."""
+    ids, whole = [desk.bury() for _ in range(3)], moves.bury
+    file = desk.tell("drop", *ids, "--reason", "moving")["export"]
+
+    def interrupted(*arguments: Any) -> None:
+        os.kill(os.getpid(), 2)
+        whole(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(moves, "bury", interrupted)
+        done = desk.run("import", file)
+    assert (done.exit_code, done.stderr) == (130, f"Interrupted: 1 are dead letters again, 2 only in {file}.\n")
+    assert desk.ids() == ids[:1]
+
+
+def test_interrupted_a_drop_says_what_is_out_and_where_it_is_kept(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The letter in hand is taken out and counted; the file has all of them, the others are dead letters too."""
+    ids, take_out = [desk.bury() for _ in range(3)], Box.take_out
+
+    def interrupted(box: Box, letter: Any) -> None:
+        os.kill(os.getpid(), 2)
+        take_out(box, letter)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Box, "take_out", interrupted)
+        done = desk.run("drop", *ids, "--reason", "litter")
+    (file,) = (get_settings().var_dir / "dropped").iterdir()
+    assert done.exit_code == 130
+    assert done.stderr == f"Interrupted: 1 dropped, 2 still dead letters; {file} has all of them.\n"
+    assert len(file.read_text().splitlines()) == 3
+    assert desk.ids() == ids[1:]
+
+
 def test_what_somebody_else_moved_meanwhile_is_an_error(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rest is moved all the same."""
     gone, left = desk.bury(), desk.bury()
@@ -398,6 +432,12 @@ def test_every_command_shows_an_example(desk: Desk, command: str) -> None:
     assert "--json" in done.stdout
 
 
+@pytest.mark.parametrize("rate", ["20", "20/s"])
+def test_a_rate_may_be_written_with_its_unit(desk: Desk, rate: str) -> None:
+    """As the help shows it, and as it is said."""
+    assert desk.tell("requeue", desk.bury(), "--rate", rate)["requeued"] == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -405,7 +445,9 @@ def test_every_command_shows_an_example(desk: Desk, command: str) -> None:
         (["requeue", "--all", "payments", "orders"], "--all takes at most one QUEUE"),
         (["requeue", "some-id", "--task", "x"], "go with --all"),
         (["list", "--since", "yesterday"], "yesterday: not a time; write 2026-05-01T03:00, or 90s, 15m, 2h, 3d ago."),
-        (["requeue", "--all", "--rate", "0"], "--rate"),
+        (["requeue", "--all", "--rate", "0"], "0: not a rate; write 20 or 20/s, more than 0."),
+        (["requeue", "--all", "--rate", "nan"], "nan: not a rate"),
+        (["requeue", "--all", "--rate", "20/min"], "20/min: not a rate"),
         (["drop", "some-id"], "--reason"),
     ],
 )

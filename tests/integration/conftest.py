@@ -12,6 +12,7 @@ import pytest
 from shared.contracts.waybill import Waybill
 from stacks.local import LocalStack
 from tests.integration import nodes
+from tests.integration.desk import Desk
 
 _numbers = itertools.count(1)
 
@@ -33,6 +34,14 @@ def fleet(servers: LocalStack, tmp_path_factory: pytest.TempPathFactory) -> Iter
     number = next(_numbers)
     with nodes.fleet(servers, number, tmp_path_factory.mktemp(f"fleet{number}")) as fleet:
         yield fleet
+
+
+@pytest.fixture
+def desk(fleet: nodes.Fleet) -> Desk:
+    """The dead-letter desk, no letter in any queue."""
+    desk = Desk(fleet)
+    desk.clear()
+    return desk
 
 
 @pytest.fixture
