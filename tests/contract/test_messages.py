@@ -127,7 +127,7 @@ def _handle_dead_letters(saga: Saga) -> None:
         elif number == 1:
             moves.requeue_edited(saga.app, records, found.letter, moves.editable(found.letter))
         else:
-            moves.drop(saga.app, records, [found.letter], "a test", None)
+            moves.drop(saga.app, records, [found.letter], "a test", moves.new_export(), done=[], cancelled=set())
 
 
 def _tell_by_webhook(saga: Saga) -> None:
