@@ -11,7 +11,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo run up down bench chaos test test-unit test-eager test-integration test-e2e test-contract \
+.PHONY: help demo run up down bench chaos fuzz openapi test test-unit test-eager test-integration test-e2e test-contract \
 	lint format requirements clean
 
 help: ## List the commands
@@ -38,6 +38,12 @@ bench: $(VENV)/.stamp-dev ## Measure what lists take on a million orders
 
 chaos: $(VENV)/.stamp-dev ## Kill everything again and again under 1,000 orders, then check the money (at most 8 minutes)
 	@$(BIN)/python -m stacks.chaos $(ARGS)
+
+fuzz: $(VENV)/.stamp-dev ## Let the API's description attack the API with more than 5,000 requests (about 5 minutes)
+	@$(BIN)/python -m stacks.fuzz $(ARGS)
+
+openapi: $(VENV)/.stamp-dev ## Write docs/openapi.json anew; a change that breaks clients wants BREAKING=1
+	@$(BIN)/python -m api.contract $(if $(filter 1,$(BREAKING)),--breaking)
 
 test: lint ## Lint, then run every test, real servers included
 	$(PYTEST) $(ARGS)

@@ -4,7 +4,6 @@ from typing import Any
 
 from celery import Celery
 from flask import Flask
-from flask_smorest import Api
 
 from api import (
     admission,
@@ -16,6 +15,7 @@ from api import (
     health,
     limits,
     orders,
+    parsing,
     security,
     waiting,
     webhooks,
@@ -46,15 +46,17 @@ def create_app(celery: Celery | None = None, **overrides: Any) -> Flask:
     app.extensions["dispatcher"] = Dispatcher(celery or create_celery_app("api"))
     correlation.register(app)
     security.register(app)
-    api = Api(app)
+    api = documentation.DescribedApi(app)
     errors.register(app)
     auth.register(app, api)
     limits.register(app)
     admission.register(app)
+    parsing.register(app)
     health.register(app)
     waiting.register(app)
     compat.register(app)
     for blueprint in (orders.blueprint, compat.blueprint, webhooks.blueprint):
         api.register_blueprint(blueprint)
+    api.describe_probes()
     app.register_blueprint(documentation.blueprint)
     return app

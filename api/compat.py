@@ -13,6 +13,7 @@ from marshmallow import ValidationError, fields, post_load, validate
 
 from api import orders, placing
 from api.auth import caller, requires
+from api.documentation import keyed, operation, places
 from api.limits import limited
 from api.outcomes import View
 from api.parsing import StrictBlueprint
@@ -34,6 +35,7 @@ from shared.errors import ConfigurationError
 from shared.settings import Settings, get_settings
 
 _WAIT = 10  # seconds
+_SUFFIX = "Compat"  # of the operations' ids
 CONFIRMED = "CONFIRMED"
 _KNOWN = {Status.COMPLETED: CONFIRMED}
 
@@ -108,6 +110,7 @@ class CompatOrders(MethodView):
 
     @requires("orders:write")
     @limited("create")
+    @places(CompatOrderSchema, _SUFFIX)
     @blueprint.arguments(CompatNewOrderSchema)
     @blueprint.response(201, CompatOrderSchema)
     def post(self, asked: dict[str, Any]) -> Any:
@@ -117,6 +120,7 @@ class CompatOrders(MethodView):
 
     @requires("orders:read")
     @limited("list")
+    @operation("listOrders" + _SUFFIX)
     @blueprint.arguments(CompatListQuerySchema, location="query")
     @blueprint.response(200, CompatOrderPageSchema)
     def get(self, query: dict[str, Any]) -> Any:
@@ -130,6 +134,7 @@ class CompatOrder(MethodView):
 
     @requires("orders:read")
     @limited("detail")
+    @operation("getOrder" + _SUFFIX, 404)
     @blueprint.arguments(DetailQuerySchema, location="query")
     @blueprint.response(200, CompatOrderDetailSchema)
     def get(self, query: dict[str, Any], order_id: UUID) -> Any:
@@ -143,6 +148,7 @@ class CompatCancellation(MethodView):
 
     @requires("orders:write")
     @limited("create")
+    @keyed("cancelOrder", CompatOrderSchema, 404, suffix=_SUFFIX)
     @blueprint.arguments(NothingSchema, required=False)
     @blueprint.response(202, CompatOrderSchema)
     def post(self, _nothing: dict[str, Any], order_id: UUID) -> Any:
@@ -156,6 +162,7 @@ class CompatTimeline(MethodView):
 
     @requires("orders:read")
     @limited("detail")
+    @operation("listOrderEvents" + _SUFFIX, 404)
     @blueprint.response(200, TimelineSchema)
     def get(self, order_id: UUID) -> Any:
         """Show what happened to an order, oldest first."""

@@ -9,6 +9,7 @@ from flask_smorest import abort
 
 from api import placing
 from api.auth import caller, requires
+from api.documentation import keyed, operation, places
 from api.limits import limited
 from api.outcomes import View
 from api.parsing import StrictBlueprint
@@ -41,6 +42,7 @@ class Orders(MethodView):
 
     @requires("orders:write")
     @limited("create")
+    @places(OrderSchema)
     @blueprint.arguments(NewOrderSchema)
     @blueprint.response(202, OrderSchema)
     def post(self, details: dict[str, Any]) -> Any:
@@ -52,6 +54,7 @@ class Orders(MethodView):
 
     @requires("orders:read")
     @limited("list")
+    @operation("listOrders")
     @blueprint.arguments(ListQuerySchema, location="query")
     @blueprint.response(200, OrderPageSchema)
     def get(self, query: dict[str, Any]) -> Any:
@@ -65,6 +68,7 @@ class OneOrder(MethodView):
 
     @requires("orders:read")
     @limited("detail")
+    @operation("getOrder", 404)
     @blueprint.arguments(DetailQuerySchema, location="query")
     @blueprint.response(200, OrderDetailSchema)
     def get(self, query: dict[str, Any], order_id: UUID) -> Any:
@@ -78,6 +82,7 @@ class Cancellation(MethodView):
 
     @requires("orders:write")
     @limited("create")
+    @keyed("cancelOrder", OrderSchema, 404)
     @blueprint.arguments(NothingSchema, required=False)
     @blueprint.response(202, OrderSchema)
     def post(self, _nothing: dict[str, Any], order_id: UUID) -> Any:
@@ -91,6 +96,7 @@ class Timeline(MethodView):
 
     @requires("orders:read")
     @limited("detail")
+    @operation("listOrderEvents", 404)
     @blueprint.response(200, TimelineSchema)
     def get(self, order_id: UUID) -> Any:
         """Show what happened to an order, oldest first."""

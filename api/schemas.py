@@ -29,7 +29,7 @@ def _one_of(known: Iterable[str], what: str) -> validate.OneOf:
 class _Whole(validate.Regexp):
     """A pattern for a whole text, in the words that JSON Schema and Python share; Python's ``$`` takes a line end."""
 
-    def __call__(self, value: str) -> str:
+    def __call__(self, value: Any) -> Any:
         """Return the value; raises ``ValidationError``."""
         if not self.regex.fullmatch(value):
             raise ValidationError(self.error)
@@ -57,8 +57,15 @@ def token(**options: Any) -> fields.String:
     return fields.String(validate=looks, **options)
 
 
-def _integer(least: int, most: int, **options: Any) -> fields.Integer:
-    return fields.Integer(strict=True, validate=validate.Range(min=least, max=most), **options)
+class _Integer(fields.Integer):
+    """An integer as JSON has it: 2.0 is one, "2" and true are none."""
+
+    def _validated(self, value: Any) -> Any:
+        return super()._validated(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def _integer(least: int, most: int, **options: Any) -> _Integer:
+    return _Integer(strict=True, validate=validate.Range(min=least, max=most), **options)
 
 
 class _Time(fields.AwareDateTime):
@@ -122,7 +129,7 @@ class AddressSchema(Strict):
     city = text(100, required=True)
     postal_code = text(20, required=True)
     country = fields.String(required=True, validate=_one_of(_COUNTRIES, "ISO 3166-1 alpha-2 country code"))
-    area = text(64, required=True)
+    area = text(64, required=True, metadata={"example": "north"})
 
 
 class NewOrderSchema(Body):
@@ -136,7 +143,16 @@ class NewOrderSchema(Body):
     address = fields.Nested(AddressSchema, required=True)
 
 
-class OrderSchema(Schema):
+class Shown(Schema):
+    """An answer's part; every field is there, unless it is ``x-optional``."""
+
+    def on_bind_field(self, field_name: str, field_obj: Any) -> None:
+        """Describe a field as one that a client may rely on."""
+        super().on_bind_field(field_name, field_obj)
+        field_obj.required = not field_obj.metadata.get("x-optional")
+
+
+class OrderSchema(Shown):
     """An order as a client sees it; neither the payment method nor the address."""
 
     id = fields.String()
@@ -162,20 +178,22 @@ class ListQuerySchema(Strict):
         metadata={"description": "Farther than the last one `after` leads."},
     )
     page_size = fields.Integer(load_default=50, validate=validate.Range(min=1, max=_MAX_PAGE_SIZE))
-    after = CursorField(metadata={
+    after = CursorField(
+        metadata={
             "description": "The `next` of an earlier answer; fast however far it is.",
             "pattern": f"^{Cursor.PATTERN}$",
-        })
+        }
+    )
     status = fields.String(validate=validate.OneOf(list(map(str, Status))))
     created_after = _Time(format="iso", default_timezone=UTC)
     created_before = _Time(format="iso", default_timezone=UTC)
 
 
-class OrderPageSchema(Schema):
+class OrderPageSchema(Shown):
     """Some orders, newest first; ``count`` is how many there are in all, ``next`` leads on."""
 
-    count = fields.Integer(metadata={"description": "Not with `after`."})
-    page = fields.Integer(metadata={"description": "Not with `after`."})
+    count = fields.Integer(metadata={"description": "Not with `after`.", "x-optional": True})
+    page = fields.Integer(metadata={"description": "Not with `after`.", "x-optional": True})
     page_size = fields.Integer()
     next = fields.String(allow_none=True)
     results = fields.List(fields.Nested(OrderSchema))
@@ -187,11 +205,12 @@ class DetailQuerySchema(Strict):
     expand = fields.DelimitedList(
         fields.String(validate=validate.OneOf(["payment", "delivery", "timeline"])),
         load_default=list,
+        validate=validate.Length(min=1),
         metadata={"description": "Any of payment, delivery, timeline; separated by commas."},
     )
 
 
-class EventSchema(Schema):
+class EventSchema(Shown):
     """One event of an order's timeline."""
 
     id = fields.String()
@@ -201,13 +220,13 @@ class EventSchema(Schema):
     data = fields.Dict()
 
 
-class TimelineSchema(Schema):
+class TimelineSchema(Shown):
     """An order's events, oldest first."""
 
     results = fields.List(fields.Nested(EventSchema))
 
 
-class PaymentSchema(Schema):
+class PaymentSchema(Shown):
     """An order's money, in cents."""
 
     status = fields.String(allow_none=True)
@@ -219,7 +238,7 @@ class PaymentSchema(Schema):
     reversed_at = fields.AwareDateTime(allow_none=True)
 
 
-class DeliverySchema(Schema):
+class DeliverySchema(Shown):
     """An order's way to the customer."""
 
     status = fields.String(allow_none=True)
@@ -233,6 +252,6 @@ class DeliverySchema(Schema):
 class OrderDetailSchema(OrderSchema):
     """An order with what was asked for besides."""
 
-    payment = fields.Nested(PaymentSchema)
-    delivery = fields.Nested(DeliverySchema)
-    timeline = fields.List(fields.Nested(EventSchema))
+    payment = fields.Nested(PaymentSchema, metadata={"x-optional": True})
+    delivery = fields.Nested(DeliverySchema, metadata={"x-optional": True})
+    timeline = fields.List(fields.Nested(EventSchema), metadata={"x-optional": True})

@@ -5,7 +5,8 @@ from typing import Any
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
-from api.schemas import text
+from api.documentation import refusal
+from api.schemas import NothingSchema, text
 from shared.contracts.events import EventType
 
 PAYMENT_TYPES = (EventType.PAYMENT_REVERSED.value,)
@@ -61,26 +62,33 @@ class DeliveryWebhookSchema(_Lenient):
     data = fields.Nested(CarriedSchema, required=True)
 
 
-def documented(schema: type[Schema]) -> dict[str, Any]:
-    """Return the OpenAPI description of an operation that takes a signed ``schema``."""
+def documented(name: str, schema: type[Schema], types: tuple[str, ...]) -> dict[str, Any]:
+    """Return the OpenAPI description of an operation that takes a signed ``schema`` of these types, and any other."""
     headers = {
         "webhook-id": "The sender's id of the message, the same at each attempt; at most 255 characters.",
         "webhook-timestamp": "When this attempt was signed, in seconds since 1970; at most five minutes ago.",
         "webhook-signature": "`v1,` and the signature; several, separated by spaces, while a secret is replaced.",
     }
     answers = {
-        200: "Received before; nothing was done.",
         400: "A field is missing or wrong.",
         401: "No valid signature of the last five minutes.",
         404: "No secret is set for this sender, or there is no such order.",
         409: "A copy of a message that was received before.",
+        413: "Too large.",
         503: "Not received; send it again.",
     }
+    again = {
+        "description": "Received before; nothing was done.",
+        "content": {"application/json": {"schema": NothingSchema}},
+    }
+    kind = {"type": "string", "not": {"enum": list(types)}}
+    other = {"type": "object", "properties": {"type": kind}, "required": ["type"]}
     return {
+        "operationId": name,
         "parameters": [
             {"in": "header", "name": name, "description": text, "required": True, "schema": {"type": "string"}}
             for name, text in headers.items()
         ],
-        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
-        "responses": {str(status): {"description": text} for status, text in answers.items()},
+        "requestBody": {"required": True, "content": {"application/json": {"schema": {"anyOf": [schema, other]}}}},
+        "responses": {"200": again, **{str(status): refusal(text) for status, text in answers.items()}},
     }

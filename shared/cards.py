@@ -44,10 +44,10 @@ def masked(text: str) -> str:
 
 
 def _text(value: str | float) -> str:
-    """Return a number's digits as they were sent; as a float, 4.2e15 has no other digits than the integer."""
-    if isinstance(value, float) and value.is_integer() and abs(value) < 10**_MOST:
-        return str(int(value))
-    return str(value) if not isinstance(value, int) or abs(value) < 10**_MOST else ""
+    """Return a number's digits; 4.0 is 4, and a fraction or a number that is too large is no card's."""
+    if isinstance(value, str):
+        return value
+    return str(int(value)) if abs(value) < 10**_MOST and value == int(value) else ""
 
 
 def _mask(found: re.Match[str]) -> str:

@@ -55,7 +55,7 @@ def configure_logging(settings: Settings, process: str) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _without_cards(_logger: Any, _name: str, line: str) -> str:
+def _without_cards(_logger: Any, _name: str, line: Any) -> str:
     """Mask what looks like a card number, from wherever it got into a line: a library quotes what it chokes on."""
     return cards.masked(line)
 

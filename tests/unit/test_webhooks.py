@@ -189,7 +189,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "the other sender's secret": {"secret": SECRETS["delivery"]},
     "another message's id": {"webhook_id": "msg_2"},
     "an old time": {"at": now() - timedelta(minutes=6)},
-    "a time ahead": {"at": now() + timedelta(minutes=6)},
+    "a time ahead": {"at": now() + timedelta(hours=1)},
     "another time than signed": {"webhook_timestamp": str(int(now().timestamp()) - 1)},
     "a time that is none": {"webhook_timestamp": "nan"},
     "no signature": {"webhook_signature": ""},
@@ -414,7 +414,7 @@ def test_the_description_names_headers_and_bodies(house_: House) -> None:
         headers = {each["name"] for each in operation["parameters"] if each["in"] == "header"}
         assert headers == {"webhook-id", "webhook-timestamp", "webhook-signature"}
         body = operation["requestBody"]["content"]["application/json"]["schema"]
-        assert body == {"$ref": f"#/components/schemas/{schema}"}
+        assert body["anyOf"][0] == {"$ref": f"#/components/schemas/{schema}"}
         assert {"200", "202", "400", "401", "404", "409", "503"} <= operation["responses"].keys()
         assert operation["tags"] == ["webhooks"]
     known = document["components"]["schemas"]["DeliveryWebhook"]["properties"]["type"]["enum"]
