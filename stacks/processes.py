@@ -186,6 +186,7 @@ class Ports:
     api: int = 8000
     psp: int = 9002
     flower: int = 5555
+    management: int = 20675
 
     VARIABLES: ClassVar[Mapping[str, str]] = {
         "rabbitmq": "UP_RABBITMQ_PORT",
@@ -194,11 +195,12 @@ class Ports:
         "api": "PORT",
         "psp": "UP_PSP_PORT",
         "flower": "FLOWER_PORT",
+        "management": "UP_MANAGEMENT_PORT",
     }
 
     @classmethod
     def free(cls) -> Self:
-        """Six that are free now."""
+        """Others that are free now."""
         names = [name for name in cls.VARIABLES if name != "rabbitmq"]
         first = free_port(3 + len(names))
         return cls(rabbitmq=first, **{name: first + 3 + i for i, name in enumerate(names)})

@@ -250,6 +250,11 @@ class RabbitMQ(Server):
     def url(self) -> str:
         return f"amqp://{self.user}:{self._secret()}@127.0.0.1:{self.port}/{self.vhost}"
 
+    @property
+    def management_url(self) -> str:
+        """The management plugin's API."""
+        return f"http://{self.user}:{self._secret()}@127.0.0.1:{self.management_port}/api/"
+
     def ctl(self, *arguments: str) -> str:
         """What `rabbitmqctl <arguments>` prints; raises ProcessError with its last line."""
         command: list[str | Path] = [executable("rabbitmqctl"), "--quiet", *arguments]
@@ -308,13 +313,7 @@ class RabbitMQ(Server):
         plugins = "rabbitmq_management" if self.management_port else ""
         (self.folder / "enabled_plugins").write_text(f"[{plugins}].\n")
         (self.folder / "rabbitmq-env.conf").touch()
-        epmd: list[str | Path] = [
-            executable("epmd"),
-            "-port",
-            str(self.port + 2),
-            "-address",
-            "127.0.0.1",
-        ]
+        epmd: list[str | Path] = [executable("epmd"), "-port", str(self.port + 2), "-address", "127.0.0.1"]
         environment = self._environment()
         return [
             # Started first, or Erlang would start one as a daemon that nobody stops.
