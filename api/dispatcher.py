@@ -5,7 +5,7 @@ So a request waits for the broker at most ``PATIENCE`` seconds, and not at all w
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 
 from celery import Celery
@@ -33,10 +33,11 @@ class Dispatcher:
         self._celery = celery
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="dispatch")
         self._breaker = CircuitBreaker(fail_max=_FAILURES, reset_timeout=_REST, throw_new_error_on_trip=False)
+        self._prepared: Future[None] | None = None
 
     def prepare(self) -> None:
         """Declare the topology in the background, if the broker is there; whoever starts later does it again."""
-        self._pool.submit(declare_topology, self._celery)
+        self._prepared = self._pool.submit(declare_topology, self._celery)
 
     def send(self, way: Dispatch) -> None:
         """Publish, or leave it to the sweeper; never raises for a broker that is away."""
@@ -60,9 +61,14 @@ class Dispatcher:
             return
         try:
             with self._breaker.calling():
-                self._pool.submit(publish, self._celery).result(PATIENCE)
+                self._pool.submit(self._publish, publish).result(PATIENCE)
         except (*BROKER_ERRORS, TimeoutError, CircuitBreakerError) as error:
             raise Transient(f"{type(error).__name__}: {error}") from error
+
+    def _publish(self, publish: Callable[[Celery], object]) -> None:
+        if self._prepared:
+            wait([self._prepared])  # on an empty broker there is nothing to publish to before
+        publish(self._celery)
 
 
 def _dispatch(celery: Celery, way: Dispatch) -> None:

@@ -61,6 +61,27 @@ def test_a_broker_that_answers_gets_the_chain(broker: Broker, dispatcher: Dispat
     assert broker.published == 1
 
 
+def test_nothing_is_published_before_there_is_something_to_publish_to(
+    broker: Broker, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On an empty broker the first chain waits for the declarations; late or failed, they hold no request."""
+    declared = threading.Event()
+    monkeypatch.setattr(module, "declare_topology", lambda _app: declared.wait(10))
+    dispatcher.prepare()
+    dispatcher.send(WAY)
+    assert broker.published == 0
+    declared.set()
+    wait_until(lambda: broker.published == 1)
+
+    def fail(_app: Celery) -> None:
+        raise OperationalError("connection refused")
+
+    monkeypatch.setattr(module, "declare_topology", fail)
+    dispatcher.prepare()
+    dispatcher.send(WAY)
+    assert broker.published == 2
+
+
 def test_a_broker_that_refuses_fails_no_request(broker: Broker, dispatcher: Dispatcher) -> None:
     """The order is stored: a warning with its id says that the sweeper will publish it."""
     broker.does = broker.refuse
