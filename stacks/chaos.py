@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -24,6 +25,7 @@ import urllib3
 from rich.console import Console
 
 from shared.contracts.queues import dead_letter_queue
+from shared.contracts.saga import Status
 from shared.errors import Transient
 from stacks import chaos_check, chaos_faults, chaos_load, provision
 from stacks.chaos_faults import Rig
@@ -42,6 +44,8 @@ _REQUEUE_PAUSE = 5.0  # seconds for what was put back to be worked on
 _TOOL = 60  # seconds
 _LOOK_EVERY = 0.5
 _QUIET_LOOKS = 4  # looks at empty queues in a row
+_MEETING = 20.0  # seconds that the provider's faults outlast the load at most
+_FEW_PENDING = 0.1  # share of the orders
 
 
 class Campaign:
@@ -53,6 +57,7 @@ class Campaign:
         self.stack = LocalStack(folder, durable=scenario.name == FULL.name, extra={**UNLIMITED, **scenario.environment})
         self.rig = Rig(self.stack)
         self.requeues: list[dict[str, Any]] = []
+        self.statuses: Counter[str] = Counter({Status.PENDING: scenario.orders})
 
     def run(self) -> Report:
         """Run it; raises ``ProcessError`` where the stack cannot be started or a fault cannot be done."""
@@ -91,9 +96,17 @@ class Campaign:
             for future in faults:
                 future.result()
             load.finish()
+            self._let_orders_meet_the_provider()
         finally:
             load.stop()
         return load
+
+    def _let_orders_meet_the_provider(self) -> None:
+        """Keep the provider's faults until most orders have been there: on a busy machine they come late."""
+        until = min(self.deadline, time.monotonic() + _MEETING)
+        few = _FEW_PENDING * self.scenario.orders
+        while self.statuses[Status.PENDING] > few and time.monotonic() < until:
+            self._look()
 
     def _calm_down(self) -> None:
         """End the faults: the provider works, every process runs; then the operator's one command."""
@@ -122,6 +135,7 @@ class Campaign:
             statuses, left = chaos_check.progress(self.stack)
         except Transient:
             return False  # PostgreSQL is being restarted
+        self.statuses = statuses
         shown = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
         self.display.progress(f"{shown or 'no order yet'}; {left} to settle")
         return not left and statuses.keys() <= FINAL

@@ -205,8 +205,8 @@ class Fleet:
                 messages.append(message)
             return messages
 
-    def replay(self, stream: str, least: int) -> list[dict[str, Any]]:
-        """Read a stream of events from its beginning, until there are ``least`` of them."""
+    def replay(self, stream: str, enough: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
+        """Read a stream of events from its beginning, until there are enough of them."""
         events: list[dict[str, Any]] = []
 
         def take(message: Message) -> None:
@@ -216,7 +216,7 @@ class Fleet:
         with self.app.connection_for_read() as connection:
             queue = kombu.Queue(stream, consumer_arguments={"x-stream-offset": "first"}, no_declare=True)
             with kombu.Consumer(connection.default_channel, [queue], on_message=take, prefetch_count=100):
-                while len(events) < least:
+                while not enough(events):
                     connection.drain_events(timeout=TIMEOUT)
         return events
 
