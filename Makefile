@@ -11,8 +11,8 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo run up down bench chaos fuzz openapi test test-unit test-eager test-integration test-e2e test-contract \
-	lint format requirements clean
+.PHONY: help demo run up down bench chaos compose-test fuzz openapi \
+	test test-unit test-eager test-integration test-e2e test-contract test-rabbitmq4 lint format requirements clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,10 +28,10 @@ run: $(VENV)/.stamp-embedded ## Leave the embedded stack up, its API on port 800
 	@$(BIN)/python -m stacks.embedded
 
 up: $(VENV)/.stamp-embedded ## Start the fleet on local RabbitMQ, Redis and PostgreSQL, data under var/
-	@$(BIN)/python -m stacks.local up
+	@$(BIN)/python -m stacks.up up
 
 down: $(VENV)/.stamp-embedded ## Stop what `make up` started
-	@$(BIN)/python -m stacks.local down
+	@$(BIN)/python -m stacks.up down
 
 bench: $(VENV)/.stamp-dev ## Measure what lists take on a million orders
 	@$(BIN)/python -m bench.lists $(ARGS)
@@ -39,14 +39,18 @@ bench: $(VENV)/.stamp-dev ## Measure what lists take on a million orders
 chaos: $(VENV)/.stamp-dev ## Kill everything again and again under 1,000 orders, then check the money (at most 8 minutes)
 	@$(BIN)/python -m stacks.chaos $(ARGS)
 
+compose-test: $(VENV)/.stamp-embedded ## Run the fleet in containers, break it, and check the money (about 10 minutes)
+	@$(BIN)/python -m stacks.compose_run $(ARGS)
+
 fuzz: $(VENV)/.stamp-dev ## Let the API's description attack the API with more than 5,000 requests (about 5 minutes)
 	@$(BIN)/python -m stacks.fuzz $(ARGS)
 
 openapi: $(VENV)/.stamp-dev ## Write docs/openapi.json anew; a change that breaks clients wants BREAKING=1
 	@$(BIN)/python -m api.contract $(if $(filter 1,$(BREAKING)),--breaking)
 
+# Two at a time, a file each: tests mostly wait for the processes they start.
 test: lint ## Lint, then run every test, real servers included
-	$(PYTEST) $(ARGS)
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-unit test-eager test-integration test-e2e test-contract: test-%: $(VENV)/.stamp-dev
 	$(PYTEST) tests/$* $(ARGS)
@@ -57,6 +61,9 @@ test-eager: ## The whole saga in one process, tasks called eagerly
 test-integration: ## Against real RabbitMQ, Redis and PostgreSQL
 test-e2e: ## HTTP in, COMPLETED out, on both stacks
 test-contract: ## Every published message version is still understood
+
+test-rabbitmq4: $(VENV)/.stamp-dev ## The integration tests against RabbitMQ 4, in a container
+	TEST_RABBITMQ_IMAGE=rabbitmq:4-management $(PYTEST) tests/integration $(ARGS)
 
 lint: $(VENV)/.stamp-dev ## Check style, format, types and imports
 	$(BIN)/python -m ruff check

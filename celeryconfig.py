@@ -3,12 +3,13 @@
 from kombu import Exchange
 from kombu import Queue as KombuQueue
 
+from shared.alive import ALIVE_EVERY
 from shared.contracts.queues import TASKS_EXCHANGE, Queue, TaskName
-from shared.messaging.topology import TRANSPORT_OPTIONS, quorum_arguments
+from shared.messaging.topology import TRANSPORT_OPTIONS, ours, quorum_arguments
 from shared.settings import get_settings
 
 _settings = get_settings()
-_exchange = Exchange(TASKS_EXCHANGE, type="topic")
+_exchange = Exchange(TASKS_EXCHANGE, type="topic", **ours())
 
 broker_url = _settings.broker_url
 broker_transport_options = TRANSPORT_OPTIONS[_settings.embedded]
@@ -21,7 +22,9 @@ broker_pool_limit = _settings.worker_concurrency + 2
 broker_native_delayed_delivery_queue_type = "quorum"  # a retry survives the broker's crash
 worker_cancel_long_running_tasks_on_connection_loss = True  # else the redelivered copy overlaps the first
 
-task_queues = [KombuQueue(name, _exchange, routing_key=name, queue_arguments=quorum_arguments(name)) for name in Queue]
+task_queues = [
+    KombuQueue(name, _exchange, routing_key=name, queue_arguments=quorum_arguments(name), **ours()) for name in Queue
+]
 task_create_missing_queues = False
 task_default_queue = Queue.ORDERS
 task_default_exchange = TASKS_EXCHANGE
@@ -49,6 +52,7 @@ task_send_sent_event = False
 worker_enable_prefetch_count_reduction = True
 
 beat_scheduler = "shared.messaging.beat:PatientScheduler"
+beat_max_loop_interval = ALIVE_EVERY
 beat_schedule = {
     "sweep": {"task": str(TaskName.SWEEP), "schedule": _settings.sweep_every},
     "reconcile": {"task": str(TaskName.RECONCILE), "schedule": _settings.reconcile_every},

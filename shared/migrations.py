@@ -10,7 +10,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import MetaData, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from shared.database import get_database
 from shared.errors import Transient, WaybillError
@@ -32,21 +32,37 @@ def run(service: str, metadata: MetaData) -> None:
 def upgrade(service: str) -> None:
     """Bring a service's database to the newest version."""
     try:
+        _refuse_newer(service)
         command.upgrade(_config(service), "head")
     except OperationalError as error:
         raise Transient(f"{service.upper()}_DATABASE_URL: {error.orig}") from error
+    except DBAPIError as error:
+        reason = str(error.orig).strip().partition("\n")[0]
+        raise WaybillError(f"{service.upper()}_DATABASE_URL: the migration failed: {reason}") from error
 
 
 def check_version(service: str) -> None:
     """Raise ``WaybillError`` naming the command when a database is not at the version that this code expects."""
+    current = _refuse_newer(service)
     expected = ScriptDirectory.from_config(_config(service)).get_current_head()
-    with get_database(service).engine.connect() as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
     if current != expected:
         raise WaybillError(
             f"{service.upper()}_DATABASE_URL: the database is at version {current or 'none'}, this code needs "
             f"{expected}. Run `alembic -n {service} upgrade head`."
         )
+
+
+def _refuse_newer(service: str) -> str | None:
+    """Return the database's version; raise ``WaybillError`` when it is one that this code has never heard of."""
+    with get_database(service).engine.connect() as connection:
+        current = MigrationContext.configure(connection).get_current_revision()
+    known = {script.revision for script in ScriptDirectory.from_config(_config(service)).walk_revisions()}
+    if current and current not in known:
+        raise WaybillError(
+            f"{service.upper()}_DATABASE_URL: the database is at version {current}, which this code does not know: "
+            "a newer release made it. Run that release, or restore the backup that this one made."
+        )
+    return current
 
 
 def _config(service: str) -> Config:

@@ -44,9 +44,9 @@ def start_process(name: str, *, databases: Iterable[str] = (), broker: bool = Tr
         configure_metrics(settings, name)
         for service in databases:
             variable = f"{service.upper()}_DATABASE_URL"
-            _wait(partial(_database, service), variable, settings.database_url(service), settings)
+            wait_until(partial(_database, service), variable, settings.database_url(service))
         if broker:
-            _wait(broker_problem, "BROKER_URL", settings.broker_url, settings)
+            wait_until(broker_problem, "BROKER_URL", settings.broker_url)
         else:
             _warn(broker_problem, "BROKER_URL", settings.broker_url, "orders are stored and driven once it is back")
         _warn(redis_problem, "REDIS_URL", settings.redis_url, "deduplicating by the databases alone until it is back")
@@ -67,8 +67,9 @@ def _exit(name: str, error: WaybillError) -> NoReturn:
     raise SystemExit(1) from None
 
 
-def _wait(look: Callable[[], str | None], variable: str, url: str, settings: Settings) -> None:
-    deadline = time.monotonic() + settings.start_timeout
+def wait_until(look: Callable[[], str | None], variable: str, url: str) -> None:
+    """Look until there is no problem; after ``START_TIMEOUT`` raise ``ConfigurationError`` with the variable's name."""
+    deadline = time.monotonic() + get_settings().start_timeout
     while problem := look():
         if time.monotonic() >= deadline:
             raise ConfigurationError(f"{variable}: cannot reach {_masked(url)}: {problem}. Start it or correct it.")

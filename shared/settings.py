@@ -28,6 +28,7 @@ _WEBHOOK_KEY_BYTES = 24  # the least that Standard Webhooks allows
 _RATE = r"\s*[1-9]\d{0,8}\s*(/|per)\s*([1-9]\d{0,3}\s*)?(second|minute|hour|day|month|year)s?\s*"
 RATES = re.compile(rf"^{_RATE}([,;|]{_RATE})*\Z", re.IGNORECASE)
 SERVICES = ("payments", "delivery", "notifications", "orders")
+DECLARE, EXPECT = "declare", "expect"
 
 
 def _compat_defaults() -> dict[str, Any]:
@@ -42,6 +43,7 @@ class Settings:
 
     var_dir: Path = Path("var")
     broker_url: str = field(default=_MEMORY_BROKER, repr=False)
+    topology: str = DECLARE
     redis_url: str = field(default=MEMORY, repr=False)
     databases: Mapping[str, str] = field(default_factory=dict, repr=False)
     database_pool_size: int = 10
@@ -130,6 +132,7 @@ def _read(env: FileAwareEnv) -> Settings:
     return Settings(
         var_dir=env.path("VAR_DIR", Path("var")),
         broker_url=env.str("BROKER_URL", _MEMORY_BROKER, validate=_scheme("memory", "amqp", "amqps")),
+        topology=env.str("TOPOLOGY", DECLARE, validate=OneOf([DECLARE, EXPECT])),
         redis_url=env.str("REDIS_URL", MEMORY, validate=_scheme("memory", "redis", "rediss", "unix")),
         databases={name: env.str(f"{name.upper()}_DATABASE_URL", "", validate=database) for name in SERVICES},
         database_pool_size=env.int("DATABASE_POOL_SIZE", 10, validate=at_least_one),

@@ -10,7 +10,11 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any, TypeVar
+from unittest import mock
 
+from environs import FileAwareEnv
+
+from shared import settings
 from shared.contracts.events import Event, new_event
 from shared.contracts.waybill import Waybill
 from shared.settings import get_settings
@@ -82,3 +86,29 @@ def json_logs(level: str = "DEBUG") -> Iterator[Callable[[], list[dict[str, Any]
     finally:
         root.handlers[:] = handlers
         root.setLevel(root_level)
+
+
+class _Spy:
+    """Reads like an environment in which nothing is set, and notes each variable with its default."""
+
+    def __init__(self) -> None:
+        self.defaults: dict[str, Any] = {}
+        self._env = FileAwareEnv()
+
+    def __getattr__(self, kind: str) -> Any:
+        """Return the reader of one kind of value."""
+        read = getattr(self._env, kind)
+
+        def noting(name: str, default: Any, **options: Any) -> Any:
+            self.defaults[name] = default
+            return read(name, default, **options)
+
+        return noting
+
+
+def variables_of_the_settings() -> dict[str, Any]:
+    """Every variable that the settings read, with its default."""
+    spy = _Spy()
+    with mock.patch.object(settings, "FileAwareEnv", return_value=spy):
+        settings.load()
+    return spy.defaults

@@ -8,6 +8,7 @@ from celery import Celery, bootsteps
 from celery.signals import beat_init, before_task_publish, celeryd_init, setup_logging, worker_process_init
 from celery.worker.consumer.tasks import Tasks
 
+from shared.alive import ALIVE_EVERY, say_alive
 from shared.database import forget_connections
 from shared.messaging import memory, topology
 from shared.process import settings_or_exit, start_process
@@ -24,7 +25,7 @@ def create_app(process: str, *services: str) -> Celery:
     def _serve_only_these(sender: Celery, **_: Any) -> None:
         sender.amqp.queues.select(services)
 
-    app.steps["consumer"].add(DeclareTopology)
+    app.steps["consumer"].update([DeclareTopology, SayAlive])
 
     @setup_logging.connect(weak=False)
     def _keep_our_logging(**_: Any) -> None:
@@ -71,6 +72,26 @@ class DeclareTopology(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery 
     def start(self, parent: Any) -> None:
         """Declare."""
         declare_topology(parent.app)
+
+
+class SayAlive(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Says so for as long as the worker consumes: from its own loop, so not while that hangs or is connecting."""
+
+    requires = (Tasks,)
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        self._entry: Any = None
+        super().__init__(parent, **options)
+
+    def start(self, parent: Any) -> None:
+        """Begin."""
+        say_alive(parent.app.main)
+        self._entry = parent.timer.call_repeatedly(ALIVE_EVERY, say_alive, (parent.app.main,))
+
+    def stop(self, parent: Any) -> None:  # noqa: ARG002 - Celery's signature
+        """End."""
+        if self._entry:
+            self._entry.cancel()
 
 
 # Celery orders the steps by what they require: without this a worker may consume before its dead-letter queue is there.

@@ -5,6 +5,7 @@ from typing import Any
 
 from celery.beat import Scheduler
 
+from shared.alive import say_alive
 from shared.messaging.app import declare_topology
 from shared.messaging.broker import BROKER_ERRORS
 from shared.telemetry.logs import get_logger
@@ -20,6 +21,11 @@ class PatientScheduler(Scheduler):  # type: ignore[misc]  # Celery ships no type
     Celery's own waits for a broker that cannot be reached, but ends when one refuses it: its vhost is missing for a
     while, or its user is being made.
     """
+
+    def tick(self, *args: Any, **kwargs: Any) -> Any:
+        """Send what is due."""
+        say_alive("beat")
+        return super().tick(*args, **kwargs)
 
     def _ensure_connected(self) -> Any:
         while True:

@@ -6,7 +6,7 @@ This consumer looks at every message before Celery does.
 
 import json
 from collections.abc import Callable, Container
-from typing import Any
+from typing import Any, ClassVar
 
 from celery.worker.consumer import Consumer
 from kombu import Message
@@ -112,7 +112,22 @@ def _defect_of_body(body: Any) -> str | None:
 
 
 class CarefulConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
-    """Celery's consumer behind a check of each message."""
+    """Celery's consumer behind a check of each message, without what the fleet has no use for.
+
+    Workers do not talk to each other (mingle, gossip), so they need no right to send remote control commands; delay
+    queues are part of the topology that is declared before.
+    """
+
+    class Blueprint(Consumer.Blueprint):  # type: ignore[misc]
+        """Celery's steps without its own declaration of the delay queues."""
+
+        default_steps: ClassVar = [
+            step for step in Consumer.Blueprint.default_steps if not step.endswith(":DelayedDelivery")
+        ]
+
+    def __init__(self, *args: Any, worker_options: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        alone = {"without_mingle": True, "without_gossip": True}
+        super().__init__(*args, worker_options={**(worker_options or {}), **alone}, **kwargs)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], None]:
         """Return what handles a message that was received."""

@@ -1,4 +1,5 @@
-"""The exchanges and queues. Every process declares all of them at start, so that nobody publishes into a void.
+"""The exchanges and queues. Every process declares all of them at start, so that nobody publishes into a void; where it
+has no right to (``TOPOLOGY=expect``), it waits until they are there.
 
 Task queues and ``orders.events`` are quorum queues that dead-letter, at least once, to ``<queue>.dlq``. Dead-letter
 queues have no delivery limit: looking at a dead letter counts as a delivery.
@@ -12,6 +13,7 @@ from kombu import Connection, Exchange, Queue
 from kombu.transport.native_delayed_delivery import (
     bind_queue_to_native_delayed_delivery_exchange,
     declare_native_delayed_delivery_exchanges_and_queues,
+    level_name,
 )
 
 from shared.contracts.queues import (
@@ -21,7 +23,7 @@ from shared.contracts.queues import (
     EVENTS_QUEUE,
     dead_letter_queue,
 )
-from shared.settings import get_settings
+from shared.settings import EXPECT, get_settings
 
 #: By "is it embedded": what the connection is told. Time-outs are seconds.
 TRANSPORT_OPTIONS: dict[bool, dict[str, Any]] = {
@@ -35,6 +37,11 @@ _FIRST_WITH_DEFAULT_LIMIT = 4  # RabbitMQ's major version
 
 EVENTS = Exchange(EVENTS_EXCHANGE, type="topic")
 DEAD_LETTERS = Exchange(DEAD_LETTER_EXCHANGE, type="direct")
+
+
+def ours() -> dict[str, bool]:
+    """Return the option of an exchange or queue of ours: whether kombu declares it wherever it is used."""
+    return {"no_declare": get_settings().topology == EXPECT}
 
 
 def quorum_arguments(queue: str) -> dict[str, Any]:
@@ -52,7 +59,8 @@ def quorum_arguments(queue: str) -> dict[str, Any]:
 @cache
 def events_queue() -> Queue:
     """Return the recorder's queue: every event of every order."""
-    return Queue(EVENTS_QUEUE, EVENTS, routing_key="#", queue_arguments=quorum_arguments(EVENTS_QUEUE))
+    exchange = Exchange(EVENTS.name, type=EVENTS.type, **ours())
+    return Queue(EVENTS_QUEUE, exchange, routing_key="#", queue_arguments=quorum_arguments(EVENTS_QUEUE), **ours())
 
 
 def _dead_letter_queue(queue: str, *, limited_by_default: bool) -> Queue:
@@ -73,12 +81,16 @@ def _audit_stream() -> Queue:
 
 
 def declare(connection: Connection, task_queues: Iterable[Queue]) -> None:
-    """Declare everything; safe to repeat. Closes ``connection``, whose channels kombu's own declarations leave open.
+    """Declare everything, or raise amqp's ``NotFound`` where another has to and did not yet; safe to repeat.
 
-    The memory broker has neither streams nor delay queues.
+    Closes ``connection``, whose channels kombu's own declarations leave open. The memory broker has neither streams nor
+    delay queues.
     """
     with connection:
         queues = [*task_queues, events_queue()]
+        if get_settings().topology == EXPECT:
+            _look(connection.default_channel, [queue.name for queue in queues])
+            return
         limited = _limits_deliveries_by_default(connection)
         channel = connection.default_channel
         for queue in [*queues, *(_dead_letter_queue(each.name, limited_by_default=limited) for each in queues)]:
@@ -88,6 +100,12 @@ def declare(connection: Connection, task_queues: Iterable[Queue]) -> None:
             declare_native_delayed_delivery_exchanges_and_queues(connection, "quorum")
             for queue in task_queues:
                 bind_queue_to_native_delayed_delivery_exchange(connection, queue)
+
+
+def _look(channel: Any, queues: list[str]) -> None:
+    """Ask for each queue, which takes no right; whoever declares them declares these in this order."""
+    for name in [*queues, *map(dead_letter_queue, queues), AUDIT_STREAM, level_name(0)]:
+        channel.queue_declare(name, passive=True)
 
 
 def _limits_deliveries_by_default(connection: Connection) -> bool:

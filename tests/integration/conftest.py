@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,16 +12,22 @@ import pytest
 
 from shared.contracts.waybill import Waybill
 from stacks.local import LocalStack
+from stacks.rabbitmq_container import ContainerRabbitMQ
 from tests.integration import nodes
 from tests.integration.desk import Desk
 
 _numbers = itertools.count(1)
+#: Names an image whose RabbitMQ takes the place of the installed one.
+RABBITMQ_IMAGE = "TEST_RABBITMQ_IMAGE"
 
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     """RabbitMQ, Redis and PostgreSQL for the whole run; they end with this process."""
     stack = LocalStack(tmp_path_factory.mktemp("servers"), durable=False)
+    if image := os.environ.get(RABBITMQ_IMAGE):
+        old = stack.rabbitmq
+        stack.rabbitmq = ContainerRabbitMQ(old.folder, old.port, image=image, durable=False, tied=True)
     try:
         stack.start_servers()
         yield stack

@@ -5,38 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from environs import FileAwareEnv
 
 from shared import settings
+from tests.support import variables_of_the_settings
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
 
-class Spy:
-    """Reads like an environment in which nothing is set, and notes each variable with its default."""
-
-    def __init__(self) -> None:
-        self.defaults: dict[str, Any] = {}
-        self._env = FileAwareEnv()
-
-    def __getattr__(self, kind: str) -> Any:
-        """Return the reader of one kind of value."""
-        read = getattr(self._env, kind)
-
-        def noting(name: str, default: Any, **options: Any) -> Any:
-            self.defaults[name] = default
-            return read(name, default, **options)
-
-        return noting
-
-
 @pytest.fixture
-def variables(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def variables() -> dict[str, Any]:
     """Every variable that the settings read, with its default."""
-    spy = Spy()
-    monkeypatch.setattr(settings, "FileAwareEnv", lambda **_: spy)
-    settings.load()
-    return spy.defaults
+    return variables_of_the_settings()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from celery import Celery
 from kombu import Message
 from kombu.mixins import ConsumerMixin
 
+from shared.alive import say_alive
 from shared.contracts.events import CONTENT_TYPE, Event, parse_event
 from shared.errors import MalformedMessage, Transient
 from shared.messaging.app import declare_topology
@@ -59,6 +60,7 @@ class Recorder(ConsumerMixin):
 
     def on_iteration(self) -> None:
         """Flush the batch when it is full or has lingered."""
+        say_alive("recorder")
         if len(self._pending) >= BATCH or (self._pending and time.monotonic() >= self._flush_at):
             self.flush()
 
