@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 
 from celery import Celery
+from flask import current_app
 from pybreaker import CircuitBreaker, CircuitBreakerError
 
 from shared.contracts.saga import Dispatch
@@ -69,6 +70,11 @@ class Dispatcher:
         if self._prepared:
             wait([self._prepared])  # on an empty broker there is nothing to publish to before
         publish(self._celery)
+
+
+def dispatcher() -> Dispatcher:
+    """Return the way to the broker of the app that serves the request."""
+    return current_app.extensions["dispatcher"]  # type: ignore[no-any-return]
 
 
 def _dispatch(celery: Celery, way: Dispatch) -> None:

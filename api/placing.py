@@ -9,7 +9,7 @@ from api import outcomes
 from api.admission import admit
 from api.auth import caller
 from api.correlation import correlation_id
-from api.dispatcher import Dispatcher
+from api.dispatcher import dispatcher
 from api.idempotency import REPLAY_HEADER, repeated, request_key
 from api.outcomes import View
 from api.waiting import Waiting, preferred_wait
@@ -67,11 +67,6 @@ def cancel(order_id: str, owner: str | None, view: View) -> Response | None:
     log.info("order_cancel_requested", order_id=order.id)
     dispatcher().send(way_back)
     return view.respond(view.accepted(order), order.id, {})
-
-
-def dispatcher() -> Dispatcher:
-    """Return this process's way to the broker."""
-    return current_app.extensions["dispatcher"]  # type: ignore[no-any-return]
 
 
 def _outcome(order: Order, view: View, wait: int, key: RequestKey | None) -> tuple[Answer, bool]:

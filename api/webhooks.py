@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from celery import Celery, signature
-from flask import current_app, jsonify
+from celery import signature
+from flask import jsonify
 from flask.views import MethodView
 from flask_smorest import Blueprint, abort
 from marshmallow import Schema, ValidationError
 
-from api.dispatcher import Dispatcher
+from api.dispatcher import dispatcher
 from api.errors import problem
 from api.schemas import NothingSchema, refuse_card_numbers
 from api.signatures import verified
@@ -75,7 +75,7 @@ class Delivery(MethodView):
 def _reconcile(details: Mapping[str, Any]) -> None:
     """Have the provider's ledger read: it says what happened, to this charge and to every other."""
     log.info("payment_webhook", type=details["type"], transaction_id=details["data"]["transaction_id"])
-    _publish(lambda celery: signature(str(TaskName.RECONCILE), app=celery).apply_async())
+    dispatcher().publish(lambda celery: signature(str(TaskName.RECONCILE), app=celery).apply_async())
 
 
 def _state(details: Mapping[str, Any]) -> None:
@@ -84,12 +84,7 @@ def _state(details: Mapping[str, Any]) -> None:
     order_id = str(data.pop("order_id"))
     event = webhooks.courier_event(details["type"], order_id, details["timestamp"], data) or abort(HTTPStatus.NOT_FOUND)
     log.info("delivery_webhook", type=event.type, order_id=order_id)
-    _publish(lambda celery: publish_events(celery, event))
-
-
-def _publish(publish: Callable[[Celery], object]) -> None:
-    dispatcher: Dispatcher = current_app.extensions["dispatcher"]
-    dispatcher.publish(publish)
+    dispatcher().publish(lambda celery: publish_events(celery, event))
 
 
 _PAYMENTS = Sender("payments", PAYMENT_TYPES, PaymentWebhookSchema(), _reconcile)

@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import DateTime, Engine, create_engine, event, inspect
+from sqlalchemy import DateTime, Engine, create_engine, delete, event, inspect, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect, make_url
 from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
 
 from shared.errors import Transient
@@ -105,6 +105,14 @@ def insert_if_new(session: Session, model: type[DeclarativeBase], row: dict[str,
     """Insert ``row`` unless its key is there already; say whether it was inserted."""
     keys = inspect(model).primary_key
     return session.execute(_insert_new(session, model).values(**row).returning(*keys)).first() is not None
+
+
+def delete_before(session: Session, column: InstrumentedAttribute[datetime], time: datetime, limit: int) -> int:
+    """Delete the oldest rows of a column's table, at most ``limit`` of those before a time; return how many."""
+    keys = inspect(column.class_).primary_key
+    oldest = select(*keys).where(column < time).order_by(column).limit(limit)
+    result = session.execute(delete(column.class_).where(tuple_(*keys).in_(oldest)))
+    return result.rowcount  # type: ignore[attr-defined, no-any-return]
 
 
 def _insert_new(session: Session, model: type[DeclarativeBase]) -> Any:

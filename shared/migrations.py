@@ -32,7 +32,7 @@ def run(service: str, metadata: MetaData) -> None:
 def upgrade(service: str) -> None:
     """Bring a service's database to the newest version."""
     try:
-        _refuse_newer(service)
+        _refuse_newer(service, _scripts(service))
         command.upgrade(_config(service), "head")
     except OperationalError as error:
         raise Transient(f"{service.upper()}_DATABASE_URL: {error.orig}") from error
@@ -43,8 +43,8 @@ def upgrade(service: str) -> None:
 
 def check_version(service: str) -> None:
     """Raise ``WaybillError`` naming the command when a database is not at the version that this code expects."""
-    current = _refuse_newer(service)
-    expected = ScriptDirectory.from_config(_config(service)).get_current_head()
+    scripts = _scripts(service)
+    current, expected = _refuse_newer(service, scripts), scripts.get_current_head()
     if current != expected:
         raise WaybillError(
             f"{service.upper()}_DATABASE_URL: the database is at version {current or 'none'}, this code needs "
@@ -52,17 +52,21 @@ def check_version(service: str) -> None:
         )
 
 
-def _refuse_newer(service: str) -> str | None:
+def _refuse_newer(service: str, scripts: ScriptDirectory) -> str | None:
     """Return the database's version; raise ``WaybillError`` when it is one that this code has never heard of."""
     with get_database(service).engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
-    known = {script.revision for script in ScriptDirectory.from_config(_config(service)).walk_revisions()}
+    known = {script.revision for script in scripts.walk_revisions()}
     if current and current not in known:
         raise WaybillError(
             f"{service.upper()}_DATABASE_URL: the database is at version {current}, which this code does not know: "
             "a newer release made it. Run that release, or restore the backup that this one made."
         )
     return current
+
+
+def _scripts(service: str) -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config(service))
 
 
 def _config(service: str) -> Config:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 from unittest import mock
 
+from click.testing import Result
 from environs import FileAwareEnv
 
 from shared import settings
@@ -65,6 +66,27 @@ def new_waybill(**changes: Any) -> Waybill:
     """Return the waybill of an order that nobody knows yet."""
     ids = {"order_id": str(uuid.uuid4()), "correlation_id": "corr-1"}
     return Waybill(**{**deepcopy(BODY), **ids, **changes})
+
+
+class DeskCommands:
+    """What tests do with the dead-letter desk, wherever a subclass runs its commands."""
+
+    def run(self, *arguments: str, **environment: str) -> Result:
+        """Run a command."""
+        raise NotImplementedError
+
+    def tell(self, *arguments: str, **environment: str) -> Any:
+        """Run it with ``--json``; return what it says."""
+        done = self.run(*arguments, "--json", **environment)
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    def refuse(self, *arguments: str, **environment: str) -> str:
+        """Run what must fail; return its one line."""
+        done = self.run(*arguments, **environment)
+        assert done.exit_code == 1, done.output
+        (line,) = done.stderr.splitlines()
+        return line
 
 
 def event(order_id: str, event_type: str, data: dict[str, Any] | None = None, discriminator: str = "") -> Event:

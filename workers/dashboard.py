@@ -9,8 +9,7 @@ from typing import Any
 from celery import Celery
 from celery.app.control import Control
 
-from shared.messaging.app import create_app
-from shared.process import settings_or_exit
+from shared.messaging.app import app_on_first_use
 
 
 class NoControl(Control):  # type: ignore[misc]  # Celery ships no types
@@ -21,12 +20,11 @@ class NoControl(Control):  # type: ignore[misc]  # Celery ships no types
         return []
 
 
+_make = app_on_first_use(__name__, "flower")
+
+
 def __getattr__(name: str) -> Celery:
-    """Make the app when Celery asks for it: a process has one app."""
-    if name != "app":
-        raise AttributeError(name)
-    settings_or_exit("flower")
-    app = create_app("flower")
+    """Make the app when Celery asks for it."""
+    app: Celery = _make(name)
     app.control_cls = NoControl
-    globals()[name] = app
     return app

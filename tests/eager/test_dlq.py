@@ -23,7 +23,7 @@ from shared.deadletters import moves, remote
 from shared.deadletters.store import Box, bury
 from shared.settings import get_settings
 from tests.eager.conftest import Saga
-from tests.support import event, new_waybill, wait_until
+from tests.support import DeskCommands, event, new_waybill, wait_until
 from workers.orders.desk import dlq
 
 Serve = Callable[[], AbstractContextManager[None]]
@@ -31,7 +31,7 @@ CONTENT = {"content_type": "application/json", "content_encoding": "utf-8"}
 EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
-class Desk:
+class Desk(DeskCommands):
     """The command, and what it is run on."""
 
     def __init__(self, saga: Saga) -> None:
@@ -40,19 +40,6 @@ class Desk:
     def run(self, *arguments: str, **environment: str) -> Result:
         """Run it as Celery's command line does."""
         return CliRunner(env=environment).invoke(dlq, arguments, obj=SimpleNamespace(app=self.saga.app))
-
-    def tell(self, *arguments: str, **environment: str) -> Any:
-        """Run it with ``--json``; return what it says."""
-        done = self.run(*arguments, "--json", **environment)
-        assert done.exit_code == 0, done.output
-        return json.loads(done.stdout)
-
-    def refuse(self, *arguments: str, **environment: str) -> str:
-        """Run what must fail; return its one line."""
-        done = self.run(*arguments, **environment)
-        assert done.exit_code == 1, done.output
-        (line,) = done.stderr.splitlines()
-        return line
 
     def bury(self, queue: str = "payments", task_id: str = "", body: Any = None, **headers: Any) -> str:
         """Put a letter among the dead; return its id."""

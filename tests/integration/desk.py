@@ -20,7 +20,7 @@ from shared.contracts.waybill import Waybill
 from shared.deadletters.letters import QUEUES
 from stacks.local import ROOT
 from tests.integration.nodes import Fleet, eventually
-from tests.support import BODY, new_waybill
+from tests.support import BODY, DeskCommands, new_waybill
 from workers.orders import operations
 from workers.orders.desk import dlq
 
@@ -29,7 +29,7 @@ REST = (TaskName.ASSIGN, TaskName.NOTIFY)
 DEAD = "payments.dlq"
 
 
-class Desk:
+class Desk(DeskCommands):
     """The desk of a fleet. ``run`` is the command within this process, ``started`` the real one, to be disturbed."""
 
     def __init__(self, fleet: Fleet) -> None:
@@ -51,19 +51,6 @@ class Desk:
                 return CliRunner(env=environment).invoke(dlq, arguments, obj=SimpleNamespace(app=self.fleet.app))
         finally:
             before.set_current()
-
-    def tell(self, *arguments: str, **environment: str) -> Any:
-        """Run it with ``--json``; return what it says."""
-        done = self.run(*arguments, "--json", **environment)
-        assert done.exit_code == 0, done.output
-        return json.loads(done.stdout)
-
-    def refuse(self, *arguments: str, **environment: str) -> str:
-        """Run what must fail; return its one line."""
-        done = self.run(*arguments, **environment)
-        assert done.exit_code == 1, done.output
-        (line,) = done.stderr.splitlines()
-        return line
 
     def start(self, *arguments: str, command: Collection[str] = CELERY, **options: Any) -> subprocess.Popen[str]:
         """Start the real command."""

@@ -21,7 +21,7 @@ from standardwebhooks import Webhook
 from werkzeug.test import TestResponse
 
 from api import create_app, signatures
-from api import webhooks as module
+from api.dispatcher import Dispatcher
 from shared.contracts.events import EventType, event_id, parse_event
 from shared.contracts.queues import EVENTS_QUEUE, TaskName
 from shared.contracts.queues import Queue as QueueName
@@ -91,10 +91,10 @@ def broker_away(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     def refuse(*_: Any, **__: Any) -> None:
         raise OperationalError("connection refused")
 
-    real = module._publish
+    real = Dispatcher.publish
 
     def switch(away: bool) -> None:
-        monkeypatch.setattr(module, "_publish", (lambda _publish: real(refuse)) if away else real)
+        monkeypatch.setattr(Dispatcher, "publish", (lambda self, _publish: real(self, refuse)) if away else real)
 
     return switch
 

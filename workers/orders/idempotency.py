@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import delete, select, tuple_, update
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from shared.database import get_database, insert_if_new
+from shared.database import delete_before, get_database, insert_if_new
 from shared.errors import WaybillError
 from workers.orders.models import IdempotencyKey
 
@@ -95,8 +95,5 @@ def record_answer(request: RequestKey, answer: Answer | None) -> None:
 
 def forget_keys(before: datetime, limit: int) -> int:
     """Delete at most ``limit`` keys that were claimed before a time; return how many."""
-    key = tuple_(IdempotencyKey.caller, IdempotencyKey.key)
-    old = select(IdempotencyKey.caller, IdempotencyKey.key).where(IdempotencyKey.created_at < before)
     with get_database("orders").transaction() as session:
-        oldest = old.order_by(IdempotencyKey.created_at).limit(limit)
-        return session.execute(delete(IdempotencyKey).where(key.in_(oldest))).rowcount  # type: ignore[attr-defined, no-any-return]
+        return delete_before(session, IdempotencyKey.created_at, before, limit)

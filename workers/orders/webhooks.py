@@ -9,11 +9,11 @@ from datetime import datetime
 from enum import Enum, auto
 from typing import Any
 
-from sqlalchemy import Index, String, delete, select, tuple_
+from sqlalchemy import Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.contracts.events import Event, event_id
-from shared.database import UtcDateTime, get_database, insert_if_new
+from shared.database import UtcDateTime, delete_before, get_database, insert_if_new
 from workers.orders.models import Base, Order
 
 _COURIER = "courier"
@@ -79,11 +79,8 @@ def courier_event(event_type: str, order_id: str, time: datetime, data: Mapping[
 
 def forget_receipts(before: datetime, limit: int) -> int:
     """Delete at most ``limit`` receipts of messages signed before a time; return how many."""
-    key = tuple_(WebhookReceipt.source, WebhookReceipt.webhook_id)
-    old = select(WebhookReceipt.source, WebhookReceipt.webhook_id).where(WebhookReceipt.signed_at < before)
     with get_database("orders").transaction() as session:
-        oldest = old.order_by(WebhookReceipt.signed_at).limit(limit)
-        return session.execute(delete(WebhookReceipt).where(key.in_(oldest))).rowcount  # type: ignore[attr-defined, no-any-return]
+        return delete_before(session, WebhookReceipt.signed_at, before, limit)
 
 
 def _judge(known: WebhookReceipt, signed_at: datetime) -> Receipt:
